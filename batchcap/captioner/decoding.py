@@ -1,0 +1,141 @@
+"""Greedy and beam search over a cache of keys and values, with fixed shapes.
+
+Greedy search is beam search with one beam. Shapes: B images, N beams, L tokens of a caption at most
+(start and end included), H heads of K, V `vocabulary_size`.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from batchcap.captioner.config import GenerationConfig
+from batchcap.captioner.model import CaptionModel
+from batchcap.captioner.tokenizer import END, PADDING, START, UNKNOWN
+
+# What no caption may contain: these three get no probability after the softmax.
+_FORBIDDEN = (PADDING, UNKNOWN, START)
+
+
+class Generated(NamedTuple):
+    """The best caption of each image.
+
+    Args:
+        token_ids: int32[B, L]: start, words, end, padding.
+        log_prob: float32[B], natural logarithm of the caption's probability, its end included.
+        token_count: int32[B], words and end; start does not count, it is given.
+    """
+
+    token_ids: tf.Tensor
+    log_prob: tf.Tensor
+    token_count: tf.Tensor
+
+
+class _Beams(NamedTuple):
+    """The N best captions so far of each image, the best first."""
+
+    token_ids: tf.Tensor  # int32[B, N, L]
+    log_prob: tf.Tensor  # float32[B, N]
+    token_count: tf.Tensor  # int32[B, N]
+    is_done: tf.Tensor  # bool[B, N]
+
+
+def generate(model: CaptionModel, encoded: tf.Tensor, generation: GenerationConfig) -> Generated:
+    """Decodes captions; to be called inside a `tf.function`.
+
+    Beams are ranked by log_prob / token_count ** length_penalty (Wu et al.,
+    https://arxiv.org/abs/1609.08144, section 7, in the simpler form without the constant 5). A beam that
+    has ended keeps its place and its score; the search stops when every beam of every image has ended,
+    or at `max_length`.
+
+    Args:
+        model: the network.
+        encoded: float32[B, P, D], what its encoder gave.
+        generation: beams, length penalty, maximum length.
+
+    Returns:
+        The best caption of each image.
+    """
+    batch = tf.shape(encoded)[0]
+    num_beams = generation.num_beams
+    max_length = min(generation.max_length or model.config.sequence_length, model.config.sequence_length)
+    image_keys_values = [block.cross_attention.project_keys_values(encoded) for block in model.decoder]
+    forbidden = tf.reduce_max(tf.one_hot(_FORBIDDEN, model.config.vocabulary_size), axis=0) * -1e9
+
+    position = tf.constant(0)
+    beams = _start(batch, num_beams, max_length)
+    heads = (model.config.dec_heads, max_length, model.config.head_dim)
+    caches = [(tf.zeros((batch, num_beams, *heads)),) * 2 for _ in model.decoder]
+
+    def is_running(position: tf.Tensor, beams: _Beams, caches: list) -> tf.Tensor:
+        return (position < max_length - 1) & ~tf.reduce_all(beams.is_done)
+
+    def advance(position: tf.Tensor, beams: _Beams, caches: list) -> tuple:
+        newest = tf.gather(beams.token_ids, position[None], axis=2)  # B, N, 1
+        x = model.embed(newest, position[None])
+        stepped = []
+        for block, cache, keys_values in zip(model.decoder, caches, image_keys_values, strict=True):
+            x, cache = block.step(x, position, cache, keys_values)
+            stepped.append(cache)
+        log_probs = tf.nn.log_softmax(model.output_dense(x)[:, :, 0], axis=-1) + forbidden
+        beams, parents = _extend(beams, log_probs, position, generation)
+        if num_beams > 1:
+            stepped = [tuple(tf.gather(kept, parents, batch_dims=1) for kept in cache) for cache in stepped]
+        return position + 1, beams, stepped
+
+    _, beams, _ = tf.while_loop(is_running, advance, (position, beams, caches))
+    return Generated(beams.token_ids[:, 0], beams.log_prob[:, 0], beams.token_count[:, 0])
+
+
+def _start(batch: tf.Tensor, num_beams: int, max_length: int) -> _Beams:
+    """One live beam an image; the others are impossible until the first step fills them."""
+    start = tf.one_hot([0], max_length, on_value=START, off_value=PADDING, dtype=tf.int32)  # 1, L
+    log_prob = tf.one_hot([0], num_beams, on_value=0.0, off_value=-1e9)  # 1, N
+    return _Beams(
+        token_ids=tf.tile(start[None], (batch, num_beams, 1)),
+        log_prob=tf.tile(log_prob, (batch, 1)),
+        token_count=tf.zeros((batch, num_beams), tf.int32),
+        is_done=tf.zeros((batch, num_beams), tf.bool),
+    )
+
+
+def _extend(
+    beams: _Beams, log_probs: tf.Tensor, position: tf.Tensor, generation: GenerationConfig
+) -> tuple[_Beams, tf.Tensor]:
+    """Each beam's N best next tokens, and of these N * N candidates the N best.
+
+    Args:
+        beams: the captions so far.
+        log_probs: float32[B, N, V], of the next token.
+        position: int32[], the index of the newest token.
+        generation: beams and length penalty.
+
+    Returns:
+        The beams with one more token, and int32[B, N]: the beam that each of them continues.
+    """
+    num_beams = generation.num_beams
+    best, tokens = tf.math.top_k(log_probs, k=num_beams)  # B, N, N
+    # A beam that is done has one candidate: itself, with padding.
+    itself = tf.one_hot(0, num_beams, on_value=0.0, off_value=-1e9)
+    is_done = beams.is_done[:, :, None]
+    candidate_log_prob = beams.log_prob[:, :, None] + tf.where(is_done, itself, best)
+    candidate_token = tf.where(is_done, PADDING, tokens)
+    candidate_count = beams.token_count[:, :, None] + tf.where(is_done, 0, tf.ones_like(tokens))
+
+    def flat(candidates: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(candidates, (-1, num_beams * num_beams))
+
+    score = candidate_log_prob / tf.cast(candidate_count, tf.float32) ** generation.length_penalty
+    _, chosen = tf.math.top_k(flat(score), k=num_beams)  # B, N
+    parents = chosen // num_beams
+
+    def of_parent(kept: tf.Tensor) -> tf.Tensor:
+        return tf.gather(kept, parents, batch_dims=1)
+
+    token = tf.gather(flat(candidate_token), chosen, batch_dims=1)
+    is_next = tf.range(tf.shape(beams.token_ids)[2]) == position + 1
+    return _Beams(
+        token_ids=tf.where(is_next, token[:, :, None], of_parent(beams.token_ids)),
+        log_prob=tf.gather(flat(candidate_log_prob), chosen, batch_dims=1),
+        token_count=tf.gather(flat(candidate_count), chosen, batch_dims=1),
+        is_done=of_parent(beams.is_done) | (token == END),
+    ), parents

@@ -1,0 +1,223 @@
+"""The network: CNN -> transformer encoder -> transformer decoder -> words.
+
+Shapes: B images, N captions an image (references in training, beams in decoding), T tokens, P image
+vectors, C channels of the CNN, D `embed_dim`, V `vocabulary_size`.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from batchcap.captioner.attention import MultiHeadAttention
+from batchcap.captioner.backbone import build_backbone
+from batchcap.captioner.config import CaptionerConfig
+
+
+class EncoderBlock(keras.layers.Layer):
+    """Layer norm -> dense with ReLU -> self-attention -> residual -> layer norm."""
+
+    def __init__(self, config: CaptionerConfig, *, name: str) -> None:
+        super().__init__(name=name)
+        self.norm_in = keras.layers.LayerNormalization(name="norm_in")
+        self.dense = keras.layers.Dense(config.embed_dim, activation="relu", name="dense")
+        self.attention = MultiHeadAttention(
+            config.enc_heads,
+            config.head_dim,
+            config.embed_dim,
+            dropout=config.attention_dropout,
+            name="attention",
+        )
+        self.norm_out = keras.layers.LayerNormalization(name="norm_out")
+
+    def call(self, x, *, training=False):
+        """float32[B, P, C or D] -> float32[B, P, D]."""
+        x = self.dense(self.norm_in(x))
+        return self.norm_out(x + self.attention(x, x, training=training))
+
+
+class DecoderBlock(keras.layers.Layer):
+    """Causal self-attention -> cross-attention -> feed-forward, each with residual and layer norm."""
+
+    def __init__(self, config: CaptionerConfig, *, name: str) -> None:
+        super().__init__(name=name)
+        self.self_attention = MultiHeadAttention(
+            config.dec_heads,
+            config.head_dim,
+            config.embed_dim,
+            dropout=config.attention_dropout,
+            name="self_attention",
+        )
+        self.cross_attention = MultiHeadAttention(
+            config.dec_heads,
+            config.head_dim,
+            config.embed_dim,
+            dropout=config.attention_dropout,
+            name="cross_attention",
+        )
+        self.ff_in = keras.layers.Dense(config.ff_dim, activation="relu", name="ff_in")
+        self.ff_dropout = keras.layers.Dropout(config.ff_dropout, name="ff_dropout")
+        self.ff_out = keras.layers.Dense(config.embed_dim, name="ff_out")
+        self.norm_self = keras.layers.LayerNormalization(name="norm_self")
+        self.norm_cross = keras.layers.LayerNormalization(name="norm_cross")
+        self.norm_ff = keras.layers.LayerNormalization(name="norm_ff")
+
+    def build(self, x_shape: tuple[int | None, ...], encoded_shape: tuple[int | None, ...]) -> None:
+        # The one sublayer that is never called whole; Keras builds the others at their first call.
+        self.cross_attention.build(x_shape, encoded_shape)
+
+    def call(self, x, encoded, *, training=False):
+        """All positions at once, each seeing those before it.
+
+        Args:
+            x: float32[B, N, T, D].
+            encoded: float32[B, P, D].
+            training: whether dropout is on.
+
+        Returns:
+            float32[B, N, T, D].
+        """
+        batch, captions, length, width = ops.shape(x)
+        rows = ops.reshape(x, (batch * captions, length, width))
+        causal = ops.tril(ops.ones((length, length), dtype="bool"))
+        attended = self.self_attention(rows, rows, attention_mask=causal, training=training)
+        x = self.norm_self(x + ops.reshape(attended, ops.shape(x)))
+        image_keys_values = self.cross_attention.project_keys_values(encoded)
+        return self._attend_to_image(x, image_keys_values, training=training)
+
+    def step(self, x, position, cache, image_keys_values):
+        """One position, over the keys and values of those before it.
+
+        Args:
+            x: float32[B, N, 1, D], the newest position.
+            position: int32[], its index.
+            cache: keys and values of the self-attention, each float32[B, N, H, L, K], filled below
+                `position`.
+            image_keys_values: keys and values of the cross-attention, each float32[B, H, P, K].
+
+        Returns:
+            float32[B, N, 1, D], and the cache with `position` filled in.
+        """
+        batch, captions, _, width = ops.shape(x)
+        rows = ops.reshape(x, (batch * captions, 1, width))
+        index = ops.arange(cache[0].shape[-2])
+        is_now = ops.reshape(index == position, (-1, 1))  # L, 1
+        cache = tuple(
+            ops.where(is_now, ops.reshape(new, (batch, captions, *new.shape[1:])), old)
+            for new, old in zip(self.self_attention.project_keys_values(rows), cache, strict=True)
+        )
+        keys, values = (ops.reshape(kept, (batch * captions, *kept.shape[2:])) for kept in cache)
+        queries = self.self_attention.project_queries(rows)
+        attended = self.self_attention.attend(queries, keys, values, attention_mask=index <= position)
+        x = self.norm_self(x + ops.reshape(attended, ops.shape(x)))
+        return self._attend_to_image(x, image_keys_values), cache
+
+    def _attend_to_image(self, x, image_keys_values, *, training=False):
+        """Cross-attention and feed-forward; an image's N captions share its keys and values."""
+        batch, captions, length, width = ops.shape(x)
+        rows = ops.reshape(x, (batch, captions * length, width))
+        queries = self.cross_attention.project_queries(rows)
+        attended = self.cross_attention.attend(queries, *image_keys_values, training=training)
+        x = self.norm_cross(x + ops.reshape(attended, ops.shape(x)))
+        inner = self.ff_dropout(self.ff_in(x), training=training)
+        return self.norm_ff(x + self.ff_out(inner))
+
+
+class CaptionModel(keras.Model):
+    """The whole captioning network, with random weights.
+
+    Example::
+
+        model = CaptionModel(CaptionerConfig(embed_dim=256))
+        logits = model(images, token_ids)
+
+    Args:
+        config: its shape.
+    """
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__(name="captioner")
+        self.config = config
+        self.backbone = build_backbone(config.backbone, config.image.image_size)
+        self.encoder = [EncoderBlock(config, name=f"encoder{i}") for i in range(config.enc_layers)]
+        self.token_embedding = keras.layers.Embedding(
+            config.vocabulary_size, config.embed_dim, name="token_embedding"
+        )
+        self.position_embedding = keras.layers.Embedding(
+            config.sequence_length, config.embed_dim, name="position_embedding"
+        )
+        self.decoder = [DecoderBlock(config, name=f"decoder{i}") for i in range(config.dec_layers)]
+        self.output_dropout = keras.layers.Dropout(config.output_dropout, name="output_dropout")
+        # Logits, not probabilities: the loss and log_softmax are exact from them.
+        self.output_dense = keras.layers.Dense(config.vocabulary_size, name="output")
+        # Makes every weight now, so that a bundle can be loaded into the model.
+        _, height, width, channels = self.backbone.output_shape
+        self.feature_shape = (height * width, channels)
+        encoded = self.encode(np.zeros((1, *self.feature_shape), np.float32))
+        self.decode(np.zeros((1, 1, 2), np.int32), encoded)
+        self.built = True
+
+    def call(self, images, token_ids, *, training=False):
+        """Logits of the token that follows each token.
+
+        Args:
+            images: uint8[B, image_size, image_size, 3].
+            token_ids: int32[B, N, T], T at most `sequence_length`.
+            training: whether dropout is on.
+
+        Returns:
+            float32[B, N, T, V].
+        """
+        features = self.extract_features(images)
+        return self.decode(token_ids, self.encode(features, training=training), training=training)
+
+    def extract_features(self, images):
+        """uint8[B, image_size, image_size, 3] -> float32[B, P, C], the CNN's grid row by row."""
+        grid = self.backbone(images, training=False)
+        return ops.reshape(grid, (-1, *self.feature_shape))
+
+    def encode(self, features, *, training=False):
+        """float32[B, P, C] -> float32[B, P, D]."""
+        x = ops.convert_to_tensor(features)
+        for block in self.encoder:
+            x = block(x, training=training)
+        return x
+
+    def decode(self, token_ids, encoded, *, training=False):
+        """int32[B, N, T] and float32[B, P, D] -> logits float32[B, N, T, V]."""
+        x = self.embed(token_ids, ops.arange(ops.shape(token_ids)[-1]))
+        for block in self.decoder:
+            x = block(x, encoded, training=training)
+        return self.output_dense(self.output_dropout(x, training=training))
+
+    def embed(self, token_ids, positions):
+        """Token embedding times sqrt(D) plus position embedding.
+
+        Args:
+            token_ids: int32[..., T].
+            positions: int32[T].
+
+        Returns:
+            float32[..., T, D].
+        """
+        scale = self.config.embed_dim**0.5
+        return self.token_embedding(token_ids) * scale + self.position_embedding(positions)
+
+    def weights_by_name(self) -> dict[str, keras.Variable]:
+        """Every weight, by a name that depends on the configuration alone."""
+        named = {
+            f"backbone/{layer.name}/{weight.name}": weight
+            for layer in self.backbone.layers
+            for weight in layer.weights
+        }
+        layers = [
+            *self.encoder,
+            self.token_embedding,
+            self.position_embedding,
+            *self.decoder,
+            self.output_dense,
+        ]
+        for layer in layers:
+            for weight in layer.weights:
+                path = weight.path.split("/")
+                named["/".join(path[path.index(layer.name) :])] = weight
+        return named
