@@ -1,0 +1,210 @@
+"""One training run, from its configuration to the bundle."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from batchcap.captioner.bundle import write_bundle
+from batchcap.captioner.config import GenerationConfig
+from batchcap.captioner.decoding import generate
+from batchcap.captioner.model import CaptionModel
+from batchcap.captioner.tokenizer import PADDING, Tokenizer
+from batchcap.errors import TrainingError
+from model_training.config import TrainConfig
+from model_training.data_processing import FeatureSet, load_features, read_captions, train_batches
+from model_training.metrics import bleu, cider_d
+from model_training.pretrained import load_backbone_weights
+from model_training.training_utils import Tracker, model_card
+
+# Training data sets have five captions an image; more are drawn from, fewer are repeated.
+CAPTIONS_PER_IMAGE = 5
+_EVALUATION_BATCH = 64
+
+
+def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
+    """Trains a captioner with a frozen CNN and writes the bundle of its best epoch.
+
+    Args:
+        config: all options of the run.
+        report: takes a line for people now and then.
+
+    Returns:
+        The folder of the bundle.
+
+    Raises:
+        TrainingError: data or options can't work, or the loss is no longer finite.
+    """
+    keras.utils.set_random_seed(config.seed)
+    train_images = read_captions(config.captions, config.train_split, limit=config.limit)
+    dev_images = read_captions(config.captions, config.dev_split, limit=config.limit)
+    tokenizer = Tokenizer.from_captions(
+        (caption for image in train_images for caption in image.captions),
+        vocabulary_size=config.captioner.vocabulary_size,
+        min_count=config.min_count,
+    )
+    shape = dataclasses.replace(config.captioner, vocabulary_size=tokenizer.vocabulary_size)
+    model = CaptionModel(shape)
+    load_backbone_weights(model.backbone, shape.backbone, config.backbone_weights)
+    model.backbone.trainable = False
+
+    train_set, dev_set = (
+        load_features(model, images, config.data, config.cache_dir, backbone_weights=config.backbone_weights)
+        for images in (train_images, dev_images)
+    )
+    for name, reason in (*train_set.failed, *dev_set.failed):
+        report(f"left out {name}: {reason}")
+
+    trainer = _Trainer(model, config, steps_per_epoch=-(-len(train_set.images) * CAPTIONS_PER_IMAGE // config.batch_size))
+    captioner = _FeatureCaptioner(model, tokenizer)
+    rng = np.random.default_rng(config.seed)
+    best_cider, best_weights = -1.0, {}
+    with Tracker(config, model) as tracker:
+        for epoch in range(1, config.epochs + 1):
+            started = time.monotonic()
+            batches = train_batches(
+                train_set,
+                tokenizer,
+                sequence_length=shape.sequence_length,
+                batch_size=config.batch_size,
+                captions_per_image=CAPTIONS_PER_IMAGE,
+                rng=rng,
+            )
+            scores = {"epoch": epoch, **trainer.run_epoch(batches), "train_s": time.monotonic() - started}
+            scores |= captioner.score(dev_set)
+            tracker.log(scores)
+            report("  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+            if scores["dev_cider_d"] > best_cider:
+                best_cider = scores["dev_cider_d"]
+                best_weights = {name: w.numpy() for name, w in model.weights_by_name().items()}
+                best_scores = scores
+                _write(config, model, tokenizer, best_weights, best_scores)
+        tracker.finish(config.artifact_dir)
+    return config.artifact_dir
+
+
+def _write(
+    config: TrainConfig,
+    model: CaptionModel,
+    tokenizer: Tokenizer,
+    weights: dict[str, np.ndarray],
+    scores: dict[str, float],
+) -> None:
+    write_bundle(
+        config.artifact_dir,
+        name=config.artifact_dir.name,
+        config=model.config,
+        generation=GenerationConfig(),
+        tokenizer=tokenizer,
+        weights=weights,
+        metrics=scores,
+        model_card=model_card(config, model, scores),
+        half_precision=True,
+    )
+
+
+class _Trainer:
+    """The network, its optimizer and the compiled training step."""
+
+    def __init__(self, model: CaptionModel, config: TrainConfig, *, steps_per_epoch: int) -> None:
+        self.model = model
+        self.label_smoothing = config.label_smoothing
+        total_steps = max(steps_per_epoch * config.epochs, config.warmup_steps + 1)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0,
+            decay_steps=total_steps - config.warmup_steps,
+            warmup_target=config.lr,
+            warmup_steps=config.warmup_steps,
+        )
+        self.optimizer = keras.optimizers.AdamW(
+            schedule, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm
+        )
+        self.variables = model.trainable_variables
+        self.optimizer.exclude_from_weight_decay([v for v in self.variables if len(v.shape) < 2])
+        self.optimizer.build(self.variables)
+        self.step = tf.function(
+            self._step,
+            input_signature=[
+                tf.TensorSpec((None, *model.feature_shape), tf.float16),
+                tf.TensorSpec((None, CAPTIONS_PER_IMAGE, None), tf.int32),
+            ],
+        )
+
+    def run_epoch(self, batches) -> dict[str, float]:
+        """Trains on every batch.
+
+        Returns:
+            Mean loss and next-token accuracy, over tokens.
+
+        Raises:
+            TrainingError: the loss is no longer finite.
+        """
+        totals = np.zeros(3)
+        for index, batch in enumerate(batches):
+            loss, correct, count = (x.numpy() for x in self.step(batch.features, batch.token_ids))
+            if not np.isfinite(loss):
+                raise TrainingError(f"the loss is {loss} at step {index} of this epoch; lower the learning rate")
+            totals += (loss * count, correct, count)
+        return {"loss": totals[0] / totals[2], "accuracy": totals[1] / totals[2]}
+
+    def _step(self, features: tf.Tensor, token_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        inputs, targets = token_ids[:, :, :-1], token_ids[:, :, 1:]
+        is_token = tf.cast(targets != PADDING, tf.float32)
+        count = tf.reduce_sum(is_token)
+        with tf.GradientTape() as tape:
+            encoded = self.model.encode(tf.cast(features, tf.float32), training=True)
+            logits = self.model.decode(inputs, encoded, training=True)
+            losses = smoothed_cross_entropy(targets, logits, self.label_smoothing)
+            loss = tf.reduce_sum(losses * is_token) / count
+        gradients = tape.gradient(loss, self.variables)
+        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+        is_correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == targets, tf.float32)
+        return loss, tf.reduce_sum(is_correct * is_token), count
+
+
+def smoothed_cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:
+    """Sparse categorical cross-entropy with label smoothing (Szegedy et al.,
+    https://arxiv.org/abs/1512.00567, section 7).
+
+    Args:
+        targets: int32[...].
+        logits: float32[..., V].
+        label_smoothing: probability spread evenly over all V.
+
+    Returns:
+        float32[...].
+    """
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    if not label_smoothing:
+        return losses
+    # mean over V of -log p, without a second softmax.
+    spread = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
+    return (1 - label_smoothing) * losses + label_smoothing * spread
+
+
+class _FeatureCaptioner:
+    """Captions images from their cached features, greedily, to compare epochs."""
+
+    def __init__(self, model: CaptionModel, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._generate = tf.function(
+            self._generate_batch, input_signature=[tf.TensorSpec((None, *model.feature_shape), tf.float16)]
+        )
+
+    def score(self, dev_set: FeatureSet) -> dict[str, float]:
+        """BLEU-4 (0 to 1) and CIDEr-D (times 100) of greedy captions."""
+        candidates: list[str] = []
+        for start in range(0, len(dev_set.images), _EVALUATION_BATCH):
+            token_ids = self._generate(dev_set.features[start : start + _EVALUATION_BATCH, 0]).numpy()
+            candidates += [self.tokenizer.decode(row) for row in token_ids.tolist()]
+        references: Sequence[Sequence[str]] = [image.captions for image in dev_set.images]
+        return {"dev_bleu_4": bleu(candidates, references)[3], "dev_cider_d": cider_d(candidates, references)}
+
+    def _generate_batch(self, features: tf.Tensor) -> tf.Tensor:
+        encoded = self.model.encode(tf.cast(features, tf.float32))
+        return generate(self.model, encoded, GenerationConfig()).token_ids

@@ -1,0 +1,81 @@
+"""What a training run leaves behind beside its weights: history, W&B, model card."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from batchcap.captioner.model import CaptionModel
+from model_training.config import TrainConfig
+
+
+class Tracker:
+    """Collects the scores of each epoch; on W&B as well where that is wanted.
+
+    Args:
+        config: the run's options.
+        model: the network, for its size.
+    """
+
+    def __init__(self, config: TrainConfig, model: CaptionModel) -> None:
+        self._config = config
+        self._history: list[dict[str, float]] = []
+        self._options = {**dataclasses.asdict(config), "parameters": model.count_params()}
+        self._wandb_run: Any = None
+
+    def __enter__(self) -> Self:
+        if self._config.wandb != "disabled":
+            # Only now: without tracking, nothing of W&B is imported, written or asked for.
+            import wandb
+
+            self._wandb_run = wandb.init(
+                project=self._config.wandb_project,
+                name=self._config.artifact_dir.name,
+                mode=self._config.wandb,
+                config=json.loads(json.dumps(self._options, default=str)),
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._wandb_run is not None:
+            self._wandb_run.finish(exit_code=0 if error is None else 1)
+
+    def log(self, scores: Mapping[str, float]) -> None:
+        """Takes the scores of one epoch."""
+        self._history.append(dict(scores))
+        if self._wandb_run is not None:
+            self._wandb_run.log(dict(scores))
+
+    def finish(self, artifact_dir: Path) -> None:
+        """Writes `history.csv` and `training.json` into the bundle, which goes to W&B as an artifact."""
+        with open(artifact_dir / "history.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self._history[0]))
+            writer.writeheader()
+            writer.writerows(self._history)
+        options = json.dumps(self._options, indent=2, default=str)
+        (artifact_dir / "training.json").write_text(options + "\n", encoding="utf-8")
+        if self._wandb_run is not None:
+            self._wandb_run.log_artifact(str(artifact_dir), name=artifact_dir.name, type="model")
+
+
+def model_card(config: TrainConfig, model: CaptionModel, scores: Mapping[str, float]) -> str:
+    """The card that a fresh bundle gets: what it is and how it was trained, in Markdown."""
+    shape = model.config
+    return f"""# {config.artifact_dir.name}
+
+A captioner of {model.count_params() / 1e6:.1f} million parameters: {shape.backbone} at
+{shape.image.image_size} pixels, {shape.enc_layers} encoder and {shape.dec_layers} decoder blocks of width
+{shape.embed_dim}, {shape.vocabulary_size} tokens.
+
+Trained on the images of `{config.train_split.name}`, chosen on those of `{config.dev_split.name}` at epoch
+{scores["epoch"]} of {config.epochs}: greedy BLEU-4 {scores["dev_bleu_4"]:.3f}, CIDEr-D
+{scores["dev_cider_d"]:.1f}.
+"""
