@@ -1,0 +1,243 @@
+"""The plan: what of a scan is still to be captioned.
+
+Scan and catalog are both sorted by uri, so one pass over both is enough, whatever their size; of the
+catalog only pages are held, and of the scan one wave. Between two pages no transaction is open, so that a
+run of days does not keep SQLite's log from being folded into the file.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+
+from sqlalchemy import Connection, select
+
+from batchcap.catalog.connection import Database
+from batchcap.catalog.records import Wave
+from batchcap.catalog.tables import Caption, Image, Location, Quarantine
+from batchcap.errors import Reason
+
+if TYPE_CHECKING:
+    from batchcap.collection import FileEntry
+
+# Rows of the catalog held at a time; the first page after a jump is small, for the next may be far away.
+_PAGE_ROWS = 8192
+_FIRST_PAGE_ROWS = 64
+# Entries that are looked at together, so that their sizes are looked up in one query.
+_CHUNK = 1000
+# Timeouts and crashes may be the machine's fault: they get this many attempts.
+MAX_ATTEMPTS = 3
+
+
+class FileIdentity(Protocol):
+    """What tells a file from its earlier self, in an entry of the scan as in a row of the catalog."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+    @property
+    def etag(self) -> str | None: ...
+
+
+class LocationRow(NamedTuple):
+    """A location and its live caption; the last three are None where there is none."""
+
+    uri: str
+    size_bytes: int
+    mtime_ns: int
+    etag: str | None
+    vanished_at: datetime | None
+    caption_id: int | None
+    source: str | None
+    fingerprint: str | None
+
+
+class QuarantineRow(NamedTuple):
+    """A file in the quarantine."""
+
+    uri: str
+    size_bytes: int
+    mtime_ns: int
+    etag: str | None
+    reason: str
+    attempts: int
+
+
+Row = TypeVar("Row", bound=FileIdentity)
+
+
+def same_file(one: FileIdentity, other: FileIdentity) -> bool:
+    """Whether the file at a location is what it was: by size, and by etag where both have one, else mtime."""
+    if one.size_bytes != other.size_bytes:
+        return False
+    if one.etag is not None and other.etag is not None:
+        return one.etag == other.etag
+    return one.mtime_ns == other.mtime_ns
+
+
+def may_retry(row: QuarantineRow, retry: Collection[Reason]) -> bool:
+    """Whether a file in the quarantine that has not changed gets another attempt.
+
+    Args:
+        row: the file.
+        retry: reasons that are to be tried again whatever they are.
+    """
+    reason = Reason(row.reason)
+    if reason in retry or reason is Reason.IO_ERROR:
+        return True
+    return reason in (Reason.TIMEOUT, Reason.WORKER_CRASH) and row.attempts < MAX_ATTEMPTS
+
+
+def plan_waves(
+    database: Database,
+    entries: "Iterable[FileEntry]",
+    fingerprint: str,
+    *,
+    retry: Collection[Reason],
+    recaption: bool,
+    wave_size: int,
+) -> "Iterator[Wave]":
+    """Yields the work of a run in waves of at most `wave_size` files; see `Catalog.plan`."""
+    if wave_size < 1:
+        raise ValueError(f"wave_size must be at least 1, not {wave_size}")
+    locations: _SortedRows[LocationRow] = _SortedRows(database, _location_page)
+    quarantine: _SortedRows[QuarantineRow] = _SortedRows(database, _quarantine_page)
+    wave, counted = Wave(), False
+    ascending = _ascending(entries)
+    while chunk := list(islice(ascending, _CHUNK)):
+        known_sizes: set[int] | None = None
+        for entry in chunk:
+            location, poison = locations.find(entry.uri), quarantine.find(entry.uri)
+            counted = True
+            there = location is not None and location.vanished_at is None
+            done = there and location is not None and _is_captioned(entry, location)
+            # A person's caption is never stale: no model outranks it.
+            stale = done and location is not None and location.fingerprint not in (None, fingerprint)
+            wave.stale += stale
+            if done and not (stale and recaption):
+                wave.unchanged += 1
+                continue
+            if poison is not None and same_file(entry, poison) and not may_retry(poison, retry):
+                wave.quarantined += 1
+                continue
+            wave.new += not there
+            wave.changed += there and not stale
+            if known_sizes is None:
+                known_sizes = _known_sizes(database, chunk)
+            # A file that changed, or came back, may hold what is known, and so may one of a known size.
+            maybe_known = not stale and (location is not None or entry.size_bytes in known_sizes)
+            (wave.maybe_known if maybe_known else wave.todo).append(entry)
+            if len(wave.todo) + len(wave.maybe_known) == wave_size:
+                yield wave
+                wave, counted = Wave(), False
+                # The caller has committed since: its images are known now.
+                known_sizes = None
+    if counted:
+        yield wave
+
+
+def _is_captioned(entry: "FileEntry", location: LocationRow) -> bool:
+    """Whether the file is what it was when its image was captioned."""
+    return location.caption_id is not None and same_file(entry, location)
+
+
+def _ascending(entries: "Iterable[FileEntry]") -> "Iterator[FileEntry]":
+    """Drops the second of two entries of one uri; an order that would spoil the merge is an error."""
+    last: str | None = None
+    for entry in entries:
+        if last is not None and entry.uri <= last:
+            if entry.uri == last:
+                continue
+            raise ValueError(f"a scan must be sorted by uri, but {entry.uri!r} came after {last!r}")
+        last = entry.uri
+        yield entry
+
+
+def _known_sizes(database: Database, entries: "Collection[FileEntry]") -> set[int]:
+    """Those of the entries' sizes that some image of the catalog has."""
+    sizes = {entry.size_bytes for entry in entries}
+    with database.read() as connection:
+        return set(connection.scalars(select(Image.size_bytes).where(Image.size_bytes.in_(sizes)).distinct()))
+
+
+def _location_page(connection: Connection, first_uri: str, rows: int) -> list[LocationRow]:
+    """Locations from `first_uri` on, each with its live caption."""
+    statement = (
+        select(
+            Location.uri,
+            Location.size_bytes,
+            Location.mtime_ns,
+            Location.etag,
+            Location.vanished_at,
+            Image.caption_id,
+            Caption.source,
+            Caption.fingerprint,
+        )
+        .join(Image, Image.content_hash == Location.content_hash)
+        .outerjoin(Caption, Caption.id == Image.caption_id)
+        .where(Location.uri >= first_uri)
+        .order_by(Location.uri)
+        .limit(rows)
+    )
+    return [LocationRow(*row) for row in connection.execute(statement)]
+
+
+def _quarantine_page(connection: Connection, first_uri: str, rows: int) -> list[QuarantineRow]:
+    """Files of the quarantine from `first_uri` on."""
+    statement = (
+        select(
+            Quarantine.uri,
+            Quarantine.size_bytes,
+            Quarantine.mtime_ns,
+            Quarantine.etag,
+            Quarantine.reason,
+            Quarantine.attempts,
+        )
+        .where(Quarantine.uri >= first_uri)
+        .order_by(Quarantine.uri)
+        .limit(rows)
+    )
+    return [QuarantineRow(*row) for row in connection.execute(statement)]
+
+
+class _SortedRows(Generic[Row]):
+    """Finds rows by ascending uri, reading a sorted table page by page.
+
+    It jumps over what nobody asks for: a scan of one folder reads that folder's part of the table.
+    """
+
+    def __init__(self, database: Database, page: Callable[[Connection, str, int], list[Row]]) -> None:
+        self._database = database
+        self._page = page
+        self._rows: list[Row] = []
+        self._position = 0
+        self._found = 0
+        self._page_rows = _FIRST_PAGE_ROWS
+        # Nothing after this page: the table is read to its end.
+        self._exhausted = False
+
+    def find(self, uri: str) -> Row | None:
+        """The row of this uri, or None. Each call must ask for a later uri than the one before."""
+        self._skip_to(uri)
+        if self._position == len(self._rows) and not self._exhausted:
+            self._read_from(uri)
+        if self._position < len(self._rows) and self._rows[self._position].uri == uri:
+            self._found += 1
+            return self._rows[self._position]
+        return None
+
+    def _skip_to(self, uri: str) -> None:
+        while self._position < len(self._rows) and self._rows[self._position].uri < uri:
+            self._position += 1
+
+    def _read_from(self, uri: str) -> None:
+        # Pages grow while most of their rows are asked for, as they are when a whole tree is scanned.
+        dense = bool(self._rows) and 2 * self._found >= len(self._rows)
+        self._page_rows = min(2 * self._page_rows, _PAGE_ROWS) if dense else _FIRST_PAGE_ROWS
+        with self._database.read() as connection:
+            self._rows = self._page(connection, uri, self._page_rows)
+        self._position = self._found = 0
+        self._exhausted = len(self._rows) < self._page_rows

@@ -1,0 +1,364 @@
+"""A run: the one writer of results, from the moment it takes the catalog to its end.
+
+`Run.commit` is the commit point of the whole pipeline. Whatever it is given becomes visible in one
+transaction, and giving it the same again changes nothing, so a run that was killed is simply run again.
+"""
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import (
+    Connection,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.orm import aliased
+
+from batchcap.catalog import tables
+from batchcap.catalog.connection import Database, insert
+from batchcap.catalog.lock import catalog_lock
+from batchcap.catalog.records import Captioned, Failure, ModelInfo
+from batchcap.catalog.tables import Caption, Image, Location, Model, Quarantine, Result
+from batchcap.catalog.text import search_text
+from batchcap.errors import CatalogError
+
+if TYPE_CHECKING:
+    from batchcap.collection import FileEntry
+
+# Hashes in one IN (...): below every database's limit of parameters.
+_CHUNK = 1000
+_DETAIL_LENGTH = 500
+
+
+class Run:
+    """One run; a context manager, made by `Catalog.run`.
+
+    Entering takes the lock, marks what older runs left as interrupted, and writes the run's row. Leaving
+    writes how it ended: done, failed, or interrupted if it was by KeyboardInterrupt and its like.
+    """
+
+    def __init__(
+        self, database: Database, source: Sequence[str], model: ModelInfo, options: Mapping[str, Any]
+    ) -> None:
+        self.id = str(uuid.uuid4())
+        self.model = model
+        self._database = database
+        self._source = list(source)
+        self._options = dict(options)
+        self._counts: Counter[str] = Counter()
+        self._held = ExitStack()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was committed so far: `captioned`, `known` and `failed` files, and what `count` added."""
+        return dict(self._counts)
+
+    def count(self, **counts: int) -> None:
+        """Adds to the run's counts; they are stored with the next commit or at the end."""
+        self._counts.update(counts)
+
+    def __enter__(self) -> Self:
+        self._held.enter_context(catalog_lock(self._database.path))
+        try:
+            now = tables.utc_now()
+            with self._database.write() as connection:
+                # We hold the lock, so whoever is still called running is not.
+                connection.execute(
+                    update(tables.Run)
+                    .where(tables.Run.state == "running")
+                    .values(state="interrupted", finished_at=now)
+                )
+                connection.execute(
+                    insert(Model).on_conflict_do_nothing(),
+                    {
+                        "fingerprint": self.model.fingerprint,
+                        "name": self.model.name,
+                        "config": dict(self.model.config),
+                        "created_at": now,
+                    },
+                )
+                connection.execute(
+                    insert(tables.Run),
+                    {
+                        "id": self.id,
+                        "source": self._source,
+                        "fingerprint": self.model.fingerprint,
+                        "options": self._options,
+                        "started_at": now,
+                        "state": "running",
+                        "counts": {},
+                    },
+                )
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._held:
+            if error is None:
+                self._finish("done")
+                return
+            # The error that ended the run matters more than a second one; the next run sees that this
+            # one did not end well, and marks it interrupted.
+            with suppress(CatalogError):
+                self._finish("failed" if isinstance(error, Exception) else "interrupted")
+
+    def commit(self, captioned: Sequence[Captioned], failures: Sequence[Failure] = ()) -> None:
+        """Stores captions and failures, all or none.
+
+        It may hold the same content or the same location twice, and what was committed before. The model's
+        caption becomes the live one of its image, unless a person's is.
+
+        Raises:
+            CatalogError: the run has lost the catalog to another, or the catalog can't be written.
+        """
+        now = tables.utc_now()
+        counts = self._counts + Counter(captioned=len(captioned), failed=len(failures))
+        with self._database.write() as connection:
+            self._check_owner(connection, counts)
+            if captioned:
+                self._insert_captions(connection, captioned, now)
+                _upsert_locations(connection, [_location(row, row.content_hash, now) for row in captioned])
+                self._make_live(connection, {row.content_hash for row in captioned})
+                self._log_results(
+                    connection, [(row.uri, row.content_hash) for row in captioned], now, own=True
+                )
+                _leave_quarantine(connection, [row.uri for row in captioned])
+            if failures:
+                self._enter_quarantine(connection, failures, now)
+        self._counts = counts
+
+    def commit_known(
+        self, hashed: "Sequence[tuple[FileEntry, str]]", *, recaption: bool = False
+    ) -> "list[FileEntry]":
+        """Stores files whose content has a caption already: no inference for what was moved or copied.
+
+        Args:
+            hashed: files with the sha256 of their bytes.
+            recaption: whether another model's caption is not enough (a person's always is).
+
+        Returns:
+            The files that must be captioned, in the order given.
+
+        Raises:
+            CatalogError: the run has lost the catalog to another, or the catalog can't be written.
+        """
+        now = tables.utc_now()
+        with self._database.write() as connection:
+            captioned = self._with_caption(connection, {content for _, content in hashed}, recaption)
+            known = [(entry, content) for entry, content in hashed if content in captioned]
+            counts = self._counts + Counter(known=len(known))
+            self._check_owner(connection, counts)
+            if known:
+                _upsert_locations(connection, [_location(entry, content, now) for entry, content in known])
+                if recaption:
+                    self._make_live(connection, {content for _, content in known})
+                self._log_results(
+                    connection, [(entry.uri, content) for entry, content in known], now, own=False
+                )
+                _leave_quarantine(connection, [entry.uri for entry, _ in known])
+        self._counts = counts
+        return [entry for entry, content in hashed if content not in captioned]
+
+    def _finish(self, state: str) -> None:
+        with self._database.write() as connection:
+            self._check_owner(connection, self._counts)
+            connection.execute(
+                update(tables.Run)
+                .where(tables.Run.id == self.id)
+                .values(state=state, finished_at=tables.utc_now())
+            )
+
+    def _check_owner(self, connection: Connection, counts: Counter[str]) -> None:
+        """Stores the counts, which only succeeds while this run is the one that owns the catalog."""
+        owned = connection.execute(
+            update(tables.Run)
+            .where(tables.Run.id == self.id, tables.Run.state == "running")
+            .values(counts=dict(counts))
+        )
+        if owned.rowcount != 1:
+            raise CatalogError(
+                f"this run no longer owns the catalog at {self._database.path}: another run took it over; "
+                "nothing was written, run again"
+            )
+
+    def _insert_captions(self, connection: Connection, rows: Sequence[Captioned], now: datetime) -> None:
+        connection.execute(
+            insert(Image).on_conflict_do_nothing(),
+            [
+                {
+                    "content_hash": row.content_hash,
+                    "width": row.width,
+                    "height": row.height,
+                    "format": row.format,
+                    "size_bytes": row.size_bytes,
+                    "taken_at": row.taken_at,
+                }
+                for row in rows
+            ],
+        )
+        connection.execute(
+            insert(Caption).on_conflict_do_nothing(),
+            [
+                {
+                    "content_hash": row.content_hash,
+                    "source": "model",
+                    "fingerprint": self.model.fingerprint,
+                    "text": row.text,
+                    "search_text": search_text(row.text),
+                    "log_prob": row.log_prob,
+                    "confidence": row.confidence,
+                    "token_count": row.token_count,
+                    "created_at": now,
+                }
+                for row in rows
+            ],
+        )
+
+    def _of_this_model(self) -> Any:
+        """The condition: a caption of this run's model."""
+        return and_(Caption.source == "model", Caption.fingerprint == self.model.fingerprint)
+
+    def _make_live(self, connection: Connection, contents: set[str]) -> None:
+        """Makes this model's caption the live one of these images, unless a person's is."""
+        live = aliased(Caption)
+        own = select(Caption.id).where(Caption.content_hash == Image.content_hash, self._of_this_model())
+        connection.execute(
+            update(Image)
+            .where(
+                Image.content_hash == bindparam("content"),
+                ~exists().where(live.id == Image.caption_id, live.source == "human"),
+                own.exists(),
+            )
+            .values(caption_id=own.scalar_subquery()),
+            [{"content": content} for content in sorted(contents)],
+        )
+
+    def _log_results(
+        self, connection: Connection, rows: Sequence[tuple[str, str]], now: datetime, *, own: bool
+    ) -> None:
+        """Logs (uri, content) with this model's caption (`own`), or else with the live one."""
+        caption = select(
+            bindparam("the_uri", type_=Result.uri.type),
+            Caption.content_hash,
+            Caption.id,
+            literal(self.id),
+            literal(now, Result.created_at.type),
+        ).where(Caption.content_hash == bindparam("content"))
+        if own:
+            caption = caption.where(self._of_this_model())
+        else:
+            caption = caption.join(Image, Image.caption_id == Caption.id).where(
+                Image.content_hash == bindparam("content")
+            )
+        connection.execute(
+            insert(Result)
+            .from_select(["uri", "content_hash", "caption_id", "run_id", "created_at"], caption)
+            .on_conflict_do_nothing(),
+            [{"the_uri": uri, "content": content} for uri, content in rows],
+        )
+
+    def _with_caption(self, connection: Connection, contents: set[str], recaption: bool) -> set[str]:
+        """Those of the contents that need no caption."""
+        ordered = sorted(contents)
+        found: set[str] = set()
+        statement = select(Image.content_hash).join(Caption, Caption.id == Image.caption_id)
+        if recaption:
+            of_this_model = (
+                select(Caption.id)
+                .where(Caption.content_hash == Image.content_hash, self._of_this_model())
+                .correlate(Image)
+                .exists()
+            )
+            statement = statement.where((Caption.source == "human") | of_this_model)
+        for start in range(0, len(ordered), _CHUNK):
+            chunk = ordered[start : start + _CHUNK]
+            found.update(connection.scalars(statement.where(Image.content_hash.in_(chunk))))
+        return found
+
+    def _enter_quarantine(self, connection: Connection, failures: Sequence[Failure], now: datetime) -> None:
+        statement = insert(Quarantine)
+        new = statement.excluded
+        # As `plan.same_file` has it: by etag where both have one, else by mtime.
+        same = and_(
+            Quarantine.size_bytes == new.size_bytes,
+            func.coalesce(Quarantine.etag == new.etag, Quarantine.mtime_ns == new.mtime_ns),
+        )
+        columns = ("size_bytes", "mtime_ns", "etag", "reason", "detail", "run_id", "updated_at")
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[Quarantine.uri],
+                set_={
+                    **{name: new[name] for name in columns},
+                    "attempts": case((same, Quarantine.attempts + 1), else_=1),
+                },
+            ),
+            [
+                {
+                    "uri": row.uri,
+                    "size_bytes": row.size_bytes,
+                    "mtime_ns": row.mtime_ns,
+                    "etag": row.etag,
+                    "reason": row.reason.value,
+                    "detail": one_line(row.detail),
+                    "attempts": 1,
+                    "run_id": self.id,
+                    "updated_at": now,
+                }
+                for row in failures
+            ],
+        )
+
+
+def one_line(text: str) -> str:
+    """A message as the catalog keeps it: one line, not too long, and valid UTF-8 whatever it quotes."""
+    line = " ".join(text.split())
+    shortened = line if len(line) <= _DETAIL_LENGTH else line[: _DETAIL_LENGTH - 1] + "…"
+    return shortened.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _location(file: "FileEntry | Captioned", content: str, now: datetime) -> dict[str, Any]:
+    return {
+        "uri": file.uri,
+        "content_hash": content,
+        "size_bytes": file.size_bytes,
+        "mtime_ns": file.mtime_ns,
+        "etag": file.etag,
+        "first_seen_at": now,
+        "vanished_at": None,
+    }
+
+
+def _upsert_locations(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    statement = insert(Location)
+    columns = ("content_hash", "size_bytes", "mtime_ns", "etag", "vanished_at")
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[Location.uri], set_={name: statement.excluded[name] for name in columns}
+        ),
+        rows,
+    )
+
+
+def _leave_quarantine(connection: Connection, uris: Sequence[str]) -> None:
+    connection.execute(
+        delete(Quarantine).where(Quarantine.uri == bindparam("the_uri")), [{"the_uri": uri} for uri in uris]
+    )

@@ -1,0 +1,151 @@
+"""Sealing, the catalog's half: which results belong to which Parquet part.
+
+A part is named, and given its rows, in one transaction, before anything is written to disk. From then on
+its content is fixed: whoever writes the file, and however often, writes the same rows in the same order.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import func, insert, select, update
+
+from batchcap.catalog.connection import Database
+from batchcap.catalog.records import PartInfo
+from batchcap.catalog.tables import Caption, Image, Model, Part, Result, Run
+from batchcap.errors import CatalogError
+
+# Results that make a part; also the number after which a run seals one.
+PART_ROWS = 50_000
+_BATCH_ROWS = 5_000
+
+
+class PartRow(NamedTuple):
+    """One row of a part, in the order of the Parquet schema."""
+
+    uri: str
+    caption: str
+    confidence: float | None
+    log_prob: float | None
+    token_count: int | None
+    source: str
+    fingerprint: str | None
+    model: str | None
+    width: int
+    height: int
+    format: str
+    size_bytes: int
+    taken_at: datetime | None
+    content_hash: str
+    run_id: str
+    captioned_at: datetime
+
+
+def unsealed_count(database: Database) -> int:
+    """How many results are in no part yet."""
+    with database.read() as connection:
+        return connection.scalars(select(func.count()).where(Result.part_id.is_(None))).one()
+
+
+def assign_part(database: Database, run_id: str, *, rows: int = PART_ROWS) -> PartInfo | None:
+    """Names a part and gives it the oldest unsealed results.
+
+    Args:
+        database: the catalog.
+        run_id: the run that seals; it must be running.
+        rows: at most so many.
+
+    Returns:
+        The part, now pending; None if there is nothing to seal.
+
+    Raises:
+        CatalogError: the run is not running.
+    """
+    unsealed = select(Result.id).where(Result.part_id.is_(None)).order_by(Result.id).limit(rows)
+    prefix = f"part-{run_id[:8]}-"
+    with database.write() as connection:
+        state = connection.scalar(select(Run.state).where(Run.id == run_id))
+        if state != "running":
+            raise CatalogError(f"run {run_id} is {state or 'unknown'} and can't seal a part; run again")
+        count = connection.scalars(select(func.count()).select_from(unsealed.subquery())).one()
+        if count == 0:
+            return None
+        # Counted by name and not by run: should two runs share eight digits, their parts still don't.
+        sequence = connection.scalars(
+            select(func.count()).select_from(Part).where(Part.name.startswith(prefix, autoescape=True))
+        ).one()
+        name = f"{prefix}{sequence:05d}.parquet"
+        connection.execute(insert(Part).values(name=name, run_id=run_id, state="pending", row_count=count))
+        part_id = select(Part.id).where(Part.name == name).scalar_subquery()
+        connection.execute(update(Result).where(Result.id.in_(unsealed)).values(part_id=part_id))
+    return PartInfo(name, run_id, count)
+
+
+def pending_parts(database: Database) -> list[PartInfo]:
+    """The parts whose file may be missing, oldest first."""
+    statement = select(Part.name, Part.run_id, Part.row_count).where(Part.state == "pending")
+    with database.read() as connection:
+        return [PartInfo(*row) for row in connection.execute(statement.order_by(Part.id))]
+
+
+def part_rows(database: Database, name: str) -> Iterator[list[PartRow]]:
+    """The rows of a part in batches, ordered by the result's id, with no transaction open in between.
+
+    Raises:
+        CatalogError: there is no such part.
+    """
+    with database.read() as connection:
+        part_id = connection.scalar(select(Part.id).where(Part.name == name))
+    if part_id is None:
+        raise CatalogError(f"the catalog at {database.path} knows no part {name}")
+    statement = (
+        select(
+            Result.id,
+            Result.uri,
+            Caption.text,
+            Caption.confidence,
+            Caption.log_prob,
+            Caption.token_count,
+            Caption.source,
+            Caption.fingerprint,
+            Model.name,
+            Image.width,
+            Image.height,
+            Image.format,
+            Image.size_bytes,
+            Image.taken_at,
+            Result.content_hash,
+            Result.run_id,
+            Caption.created_at,
+        )
+        .join(Caption, Caption.id == Result.caption_id)
+        .join(Image, Image.content_hash == Result.content_hash)
+        .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
+        .where(Result.part_id == part_id)
+        .order_by(Result.id)
+        .limit(_BATCH_ROWS)
+    )
+    last = 0
+    while True:
+        with database.read() as connection:
+            batch = connection.execute(statement.where(Result.id > last)).all()
+        if not batch:
+            return
+        last = batch[-1][0]
+        yield [PartRow._make(row[1:]) for row in batch]
+
+
+def finish_part(database: Database, name: str, row_count: int, sha256: str) -> None:
+    """Notes that a part is on disk.
+
+    Raises:
+        CatalogError: the catalog knows no such part, or gave it another number of rows.
+    """
+    with database.write() as connection:
+        expected = connection.scalar(select(Part.row_count).where(Part.name == name))
+        if expected != row_count:
+            raise CatalogError(
+                f"{name} holds {row_count} rows, but the catalog at {database.path} "
+                + (f"gave it {expected}" if expected is not None else "knows no such part")
+            )
+        connection.execute(update(Part).where(Part.name == name).values(state="done", sha256=sha256))

@@ -1,0 +1,55 @@
+"""How SQLite finds the rows: no statement of a run or a search reads a large table from end to end."""
+
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import Engine, event
+
+from batchcap import parts
+from batchcap.catalog import Catalog
+
+# A handful of rows at most. The full-text index is always "scanned": by its own means.
+SMALL = {"alembic_version", "catalog", "model", "part", "run", "caption_fts"}
+
+
+def test_large_tables_are_only_read_by_index(catalog: Catalog, path: Path, model, captioned, failure, entry):
+    statements: dict[str, object] = {}
+
+    def note(connection, cursor, statement, parameters, context, executemany) -> None:
+        statements[statement] = parameters[0] if executemany else parameters
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        with catalog.run(["/"], model, {}) as run:
+            run.commit([captioned("/a")], [failure("/b")])
+            run.commit_known([(entry("/c"), "hash of /a")], recaption=True)
+            run.commit_known([(entry("/d"), "hash of /a")])
+            list(catalog.plan([entry("/a"), entry("/e")], model.fingerprint))
+            catalog.search('dog -cat "on a" be*')
+            catalog.unsealed_count()
+            parts.seal(catalog, parts.open_store(path.parent, catalog.uuid), run)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    explained = {}
+    # Without this file's statistics, as a new catalog is.
+    copy = shutil.copy(path, path.with_name("copy.db"))
+    with closing(sqlite3.connect(copy)) as plain:
+        for statement, parameters in statements.items():
+            if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+                steps = plain.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+                explained[statement] = [detail for *_, detail in steps]
+    assert len(explained) > 20
+    scans = {
+        (statement, step)
+        for statement, steps in explained.items()
+        for step in steps
+        if (scan := re.match(r"SCAN (\w+)", step)) and scan[1] not in SMALL | {"anon_1"}
+    }
+    assert scans == set()
+    # Pages and parts come in the order of an index: nothing large is sorted. Search ranks its hits.
+    assert [
+        s for s, steps in explained.items() if "USE TEMP B-TREE FOR ORDER BY" in steps and "bm25" not in s
+    ] == []

@@ -1,0 +1,224 @@
+"""The plan: who is captioned, who is hashed first, and who is left alone."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchcap.catalog import Captioned, Catalog, Failure, ModelInfo, Wave, plan
+from batchcap.collection import FileEntry
+from batchcap.errors import Reason
+
+
+def one_wave(catalog: Catalog, entries, fingerprint: str, **options) -> Wave:
+    (wave,) = catalog.plan(entries, fingerprint, **options)
+    return wave
+
+
+def test_an_empty_scan_has_no_wave(catalog: Catalog) -> None:
+    assert list(catalog.plan([], "f")) == []
+
+
+def test_what_is_the_same_is_only_counted(catalog: Catalog, model, captioned, entry) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned("/a"), captioned("/b", etag="x"), captioned("/c", etag="x")])
+    entries = [entry("/a"), entry("/b", mtime_ns=9, etag="x"), entry("/c", etag="y"), entry("/d", 7)]
+    wave = one_wave(catalog, entries, model.fingerprint)
+    assert wave == Wave([entries[3]], [entries[2]], unchanged=2, new=1, changed=1)
+
+
+def test_a_size_that_is_known_is_hashed_first(catalog: Catalog, model, captioned, entry) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned("/a")])
+    entries = [entry("/b", 100), entry("/c", 101)]
+    assert one_wave(catalog, entries, model.fingerprint) == Wave([entries[1]], [entries[0]], new=2)
+
+
+def test_a_file_that_came_back_is_hashed_first(catalog: Catalog, path: Path, model, captioned, entry) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned("/a")])
+    with closing(sqlite3.connect(path)) as plain:
+        plain.execute("UPDATE location SET vanished_at = '2026-01-01 00:00:00.000000'")
+        plain.commit()
+    assert catalog.search("dog").total == 0
+    assert one_wave(catalog, [entry("/a")], model.fingerprint) == Wave([], [entry("/a")], new=1)
+    with catalog.run(["/"], model, {}) as run:
+        run.commit_known([(entry("/a"), "hash of /a")])
+    assert one_wave(catalog, [entry("/a")], model.fingerprint) == Wave(unchanged=1)
+    assert catalog.search("dog").total == 1
+
+
+def test_another_model_makes_stale_and_recaption_does_them(
+    catalog: Catalog, model, other_model, captioned, entry
+) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned("/a")])
+    assert one_wave(catalog, [entry("/a")], other_model.fingerprint) == Wave(unchanged=1, stale=1)
+    wave = one_wave(catalog, [entry("/a")], other_model.fingerprint, recaption=True)
+    assert wave == Wave([entry("/a")], stale=1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "attempts", "retry", "tried"),
+    [
+        (Reason.UNREADABLE, 1, [], False),
+        (Reason.UNREADABLE, 1, [Reason.UNREADABLE], True),
+        (Reason.IO_ERROR, 9, [], True),
+        (Reason.TIMEOUT, 2, [], True),
+        (Reason.TIMEOUT, 3, [], False),
+        (Reason.WORKER_CRASH, 3, [], False),
+        (Reason.WORKER_CRASH, 3, [Reason.WORKER_CRASH], True),
+    ],
+)
+def test_who_leaves_the_quarantine(
+    catalog: Catalog, model, failure, entry, reason, attempts, retry, tried
+) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        for _ in range(attempts):
+            run.commit([], [failure("/a", reason)])
+    wave = one_wave(catalog, [entry("/a")], model.fingerprint, retry=retry)
+    assert wave == (Wave([entry("/a")], new=1) if tried else Wave(quarantined=1))
+    changed = entry("/a", mtime_ns=2)
+    assert one_wave(catalog, [changed], model.fingerprint).todo == [changed]
+
+
+def test_a_file_that_kills_the_new_model_is_not_tried_for_ever(
+    catalog: Catalog, model, other_model, captioned, failure, entry
+) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned("/a")])
+    with catalog.run(["/"], other_model, {}) as run:
+        run.commit([], [failure("/a", Reason.UNREADABLE)])
+    wave = one_wave(catalog, [entry("/a")], other_model.fingerprint, recaption=True)
+    assert wave == Wave(quarantined=1, stale=1)
+
+
+def test_waves_are_bounded_and_complete(catalog: Catalog, model, captioned, entry) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned(f"/{number:04d}", size_bytes=number) for number in range(0, 3000, 3)])
+        entries = [entry(f"/{number:04d}", number) for number in range(3000)]
+        seen: list[FileEntry] = []
+        waves = []
+        for wave in catalog.plan(entries, model.fingerprint, wave_size=300):
+            waves.append(wave)
+            # What a wave commits doesn't confuse the next.
+            run.commit([captioned(e.uri, size_bytes=e.size_bytes) for e in wave.todo + wave.maybe_known])
+            seen += wave.todo + wave.maybe_known
+    assert [len(w.todo) + len(w.maybe_known) for w in waves] == [300] * 6 + [200]
+    assert sum(w.unchanged for w in waves) == 1000
+    assert seen == [e for e in entries if int(e.uri[1:]) % 3]
+    assert one_wave(catalog, entries, model.fingerprint) == Wave(unchanged=3000)
+
+
+def test_a_copy_of_an_earlier_wave_is_hashed_first(catalog: Catalog, model, captioned, entry) -> None:
+    entries = [entry("/a", 5), entry("/b", 5)]
+    with catalog.run(["/"], model, {}) as run:
+        waves = catalog.plan(entries, model.fingerprint, wave_size=1)
+        assert next(waves).todo == [entries[0]]
+        run.commit([captioned("/a", size_bytes=5)])
+        assert next(waves).maybe_known == [entries[1]]
+
+
+def test_a_scan_of_little_reads_little(catalog: Catalog, model, captioned, entry) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned(f"/{number:05d}") for number in range(2000)])
+    read = []
+
+    def page(connection, first_uri: str, rows: int):
+        found = plan._location_page(connection, first_uri, rows)
+        read.append(len(found))
+        return found
+
+    rows = plan._SortedRows(catalog._database, page)
+    assert rows.find("/00100").uri == "/00100"
+    assert rows.find("/01900").uri == "/01900"
+    assert rows.find("/01900x") is None
+    assert sum(read) <= 2 * plan._FIRST_PAGE_ROWS
+
+
+def test_the_scan_must_be_sorted(catalog: Catalog, entry) -> None:
+    with pytest.raises(ValueError, match="sorted by uri"):
+        list(catalog.plan([entry("/b"), entry("/a")], "f"))
+    assert one_wave(catalog, [entry("/a"), entry("/a")], "f").new == 1
+    with pytest.raises(ValueError, match="wave_size"):
+        list(catalog.plan([entry("/a")], "f", wave_size=0))
+
+
+MODELS = [ModelInfo("model one", "one"), ModelInfo("model two", "two")]
+# Few letters, so that files meet; among them those on which UTF-8 and UTF-16 disagree about the order.
+URIS = st.text(alphabet="ab/Z\u00c5\u030a\ufb01\U0001f600", max_size=3)
+FILES = st.tuples(URIS, st.integers(1, 3), st.integers(1, 2))
+
+
+@dataclass
+class Naive:
+    """The catalog as three dictionaries."""
+
+    locations: dict[str, tuple[int, int, str]]
+    captions: dict[str, str]
+    quarantine: dict[str, tuple[int, int, Reason, int]]
+
+    def wave(self, entries: list[FileEntry], fingerprint: str, retry: set[Reason], recaption: bool) -> Wave:
+        wave = Wave()
+        sizes = {int(content.partition(":")[0]) for content in self.captions}
+        for entry in entries:
+            identity = (entry.size_bytes, entry.mtime_ns)
+            known = self.locations.get(entry.uri)
+            same = known is not None and known[:2] == identity
+            stale = same and self.captions[known[2]] != fingerprint
+            wave.stale += stale
+            if same and not (recaption and stale):
+                wave.unchanged += 1
+                continue
+            size, mtime, reason, attempts = self.quarantine.get(entry.uri, (0, 0, Reason.EMPTY, 0))
+            again = (
+                reason in retry
+                or reason is Reason.IO_ERROR
+                or (reason in (Reason.TIMEOUT, Reason.WORKER_CRASH) and attempts < 3)
+            )
+            if (size, mtime) == identity and not again:
+                wave.quarantined += 1
+                continue
+            wave.new += known is None
+            wave.changed += known is not None and not stale
+            hashed = not stale and (known is not None or entry.size_bytes in sizes)
+            (wave.maybe_known if hashed else wave.todo).append(entry)
+        return wave
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_the_merge_equals_a_naive_one(data, empty_catalog: Path, tmp_path_factory) -> None:
+    path = Path(shutil.copy(empty_catalog, tmp_path_factory.mktemp("plan") / "catalog.db"))
+    naive = Naive({}, {}, {})
+    with Catalog.open(f"sqlite:///{path}", mode="write") as catalog:
+        for model in data.draw(st.permutations(MODELS)):
+            captioned, failures = [], []
+            for uri, size, mtime in data.draw(st.lists(FILES, max_size=12)):
+                content = f"{size}:{data.draw(st.sampled_from('xy'))}"
+                captioned.append(
+                    Captioned(uri, size, mtime, None, content, 1, 1, "PNG", None, "a dog", None, None, None)
+                )
+                naive.locations[uri] = (size, mtime, content)
+                naive.captions[content] = model.fingerprint
+                naive.quarantine.pop(uri, None)
+            for uri, size, mtime in data.draw(st.lists(FILES, max_size=8)):
+                reason = data.draw(st.sampled_from(Reason))
+                failures.append(Failure(uri, size, mtime, None, reason, ""))
+                before = naive.quarantine.get(uri, (0, 0, reason, 0))
+                attempts = before[3] + 1 if before[:2] == (size, mtime) else 1
+                naive.quarantine[uri] = (size, mtime, reason, attempts)
+            with catalog.run(["/"], model, {}) as run:
+                run.commit(captioned, failures)
+        scanned = data.draw(st.lists(FILES, unique_by=lambda file: file[0], max_size=20))
+        entries = sorted((FileEntry(*file) for file in scanned), key=lambda entry: entry.uri)
+        retry = data.draw(st.sets(st.sampled_from(Reason), max_size=2))
+        recaption = data.draw(st.booleans())
+        fingerprint = data.draw(st.sampled_from(MODELS)).fingerprint
+        waves = list(catalog.plan(entries, fingerprint, retry=retry, recaption=recaption))
+    assert (waves or [Wave()]) == [naive.wave(entries, fingerprint, retry, recaption)]
