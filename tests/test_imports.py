@@ -1,0 +1,246 @@
+"""The structure of the code, as docs/design.md has it in section 2: who may import whom, and how early."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each part may import besides itself, from left to right. A part is the module or package right below
+# `batchcap`, a module of `jobs`, or a whole top-level package. `batchcap` alone is its `__init__.py`.
+_CORE = {"batchcap", "batchcap.errors", "batchcap.captioner"}
+_LOADING = {"batchcap.loading", "batchcap.decoder_child"}
+_MIDDLE = _CORE | _LOADING | {"batchcap.collection", "batchcap.catalog", "batchcap.parts"}
+_RUNS = _MIDDLE | {"batchcap.pipeline", "batchcap.submit"}
+MAY_IMPORT = {
+    "batchcap": _RUNS,  # its public names, and these lazily: see below
+    "batchcap.errors": set[str](),
+    "batchcap.captioner": {"batchcap", "batchcap.errors"},
+    "batchcap.collection": _CORE,
+    "batchcap.catalog": _CORE,
+    "batchcap.parts": _CORE,
+    "batchcap.decoder_child": _CORE,
+    "batchcap.loading": _CORE | {"batchcap.decoder_child"},
+    "batchcap.ray_runtime": _MIDDLE,
+    "batchcap.pipeline": _MIDDLE | {"batchcap.ray_runtime"},
+    "batchcap.submit": _MIDDLE,
+    "batchcap.console": _RUNS,
+    "batchcap.cli": _RUNS | {"batchcap.console", "batchcap.serving"},
+    "batchcap.serving": _RUNS,
+    "batchcap.__main__": {"batchcap.cli"},
+    "model_training": _CORE,
+    "jobs.index_images": _RUNS,
+    "jobs.train": _CORE | {"model_training"},
+    "sql": {"batchcap.catalog"},
+}
+
+# Who may import a heavy or optional library at all, be it inside a function.
+_CAPTIONER_NETWORK = (
+    "batchcap.captioner.attention",
+    "batchcap.captioner.backbone",
+    "batchcap.captioner.captioner",
+    "batchcap.captioner.decoding",
+    "batchcap.captioner.model",
+)
+ONLY = {
+    "alembic": ("batchcap.catalog", "sql"),
+    "keras": ("batchcap.captioner", "model_training"),
+    "ray": ("batchcap.ray_runtime", "batchcap.submit", "batchcap.serving", "jobs"),
+    "sqlalchemy": ("batchcap.catalog", "sql"),
+    "tensorflow": ("batchcap.captioner", "model_training"),
+    "wandb": ("model_training.training_utils",),
+}
+
+# Who may import it at module level: whoever imports these modules gets the library too.
+EAGERLY = ONLY | {
+    "alembic": ("sql",),
+    "keras": (*_CAPTIONER_NETWORK, "model_training"),
+    "tensorflow": (*_CAPTIONER_NETWORK, "model_training"),
+    "wandb": (),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target, as it stands in a module."""
+
+    importer: str
+    target: str
+    line: int
+    is_eager: bool  # runs when the importer is imported
+
+    def __str__(self) -> str:
+        return f"{self.importer}, line {self.line}, imports {self.target}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """The modules of this project, by name."""
+    folders = ("batchcap", "model_training", "jobs", "sql")
+    return {module_name(path): path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+def imports_in(node: ast.AST, importer: str, is_package: bool, is_eager: bool = True) -> Iterator[Import]:
+    """All imports below a node but those for type checkers only, which never run."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(importer, alias.name, child.lineno, is_eager)
+        elif isinstance(child, ast.ImportFrom):
+            base = child.module or ""
+            if child.level:
+                package = importer.split(".")[: None if is_package else -1]
+                base = ".".join([*package[: len(package) - child.level + 1], *filter(None, [child.module])])
+            for alias in child.names:
+                # `from batchcap import catalog` must not pass for an import of `batchcap` alone. Nor must
+                # a public name, which hides whose it is: inside, it is taken from its own module.
+                full = f"{base}.{alias.name}"
+                is_public_name = base == "batchcap" and not alias.name.startswith("__")
+                target = full if full in sources() or is_public_name else base
+                yield Import(importer, target, child.lineno, is_eager)
+        elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            yield from imports_in(ast.Module(child.orelse, []), importer, is_package, is_eager)
+        else:
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports_in(child, importer, is_package, is_eager and not is_function)
+
+
+def all_imports() -> list[Import]:
+    return [
+        found
+        for name, path in sources().items()
+        for found in imports_in(ast.parse(path.read_text("utf-8")), name, path.name == "__init__.py")
+    ]
+
+
+def part_of(module: str) -> str:
+    """The row of `MAY_IMPORT` that a module belongs to."""
+    top, *rest = module.split(".")
+    return f"{top}.{rest[0]}" if top in ("batchcap", "jobs") and rest else top
+
+
+def is_within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def test_the_tests_below_see_the_code() -> None:
+    names = set(sources())
+    assert {"batchcap", "batchcap.errors", "batchcap.captioner.images", "model_training.metrics"} <= names
+    assert any(found.target == "tensorflow" for found in all_imports())
+
+
+def test_every_module_has_its_place() -> None:
+    unknown = {part_of(name) for name in sources()} - {*MAY_IMPORT, "jobs"}
+    assert not unknown, "give it a row in MAY_IMPORT and in docs/design.md"
+
+
+def test_imports_point_left_only() -> None:
+    wrong = [
+        str(found)
+        for found in all_imports()
+        if found.target.split(".")[0] in ("batchcap", "model_training", "jobs", "sql")
+        and part_of(found.target) != part_of(found.importer)
+        and part_of(found.target) not in MAY_IMPORT[part_of(found.importer)]
+    ]
+    assert wrong == []
+
+
+def test_the_package_itself_imports_nothing_of_its_own_early() -> None:
+    eager = [found.target for found in all_imports() if found.importer == "batchcap" and found.is_eager]
+    assert not {target for target in eager if target.split(".")[0] not in sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("library", sorted(ONLY))
+def test_a_heavy_library_stays_in_its_place(library: str) -> None:
+    wrong = [
+        str(found)
+        for found in all_imports()
+        if is_within(found.target, (library,))
+        and not is_within(found.importer, (EAGERLY if found.is_eager else ONLY)[library])
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("code", "targets"),
+    [
+        ("import ray.data", {("ray.data", True)}),
+        ("from batchcap import errors", {("batchcap.errors", True)}),
+        ("from batchcap import __version__", {("batchcap", True)}),
+        ("from batchcap import Catalog", {("batchcap.Catalog", True)}),
+        ("from . import images", {("batchcap.captioner.images", True)}),
+        ("from .. import errors", {("batchcap.errors", True)}),
+        ("from ..errors import Reason", {("batchcap.errors", True)}),
+        ("def f():\n    import keras", {("keras", False)}),
+        ("class C:\n    import keras", {("keras", True)}),
+        ("try:\n    import keras\nexcept ImportError: pass", {("keras", True)}),
+        ("if TYPE_CHECKING:\n    import ray\nelse:\n    import keras", {("keras", True)}),
+    ],
+)
+def test_how_imports_are_read(code: str, targets: set[tuple[str, bool]]) -> None:
+    found = imports_in(ast.parse(code), "batchcap.captioner.example", is_package=False)
+    assert {(each.target, each.is_eager) for each in found} == targets
+
+
+# --- what is loaded in fact ---
+
+
+def loaded_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after some code."""
+    code += "\nimport sys; print('\\nloaded:', *{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("loaded:")[2].split())
+
+
+LIGHT = (
+    *("batchcap.captioner.bundle", "batchcap.captioner.images", "batchcap.captioner.tokenizer"),
+    *("batchcap.catalog", "batchcap.collection", "batchcap.parts"),
+    *("batchcap.decoder_child", "batchcap.loading"),
+)
+
+
+def test_the_light_modules_load_nothing_heavy() -> None:
+    modules = [name for name in LIGHT if name in sources()]
+    assert len(modules) >= 3
+    loaded = loaded_after(f"import {', '.join(modules)}")
+    assert "batchcap" in loaded
+    assert not loaded & {"ray", "tensorflow", "keras", "wandb", "pandas", "alembic"}
+
+
+def test_a_run_that_finds_nothing_to_do_loads_nothing_heavy() -> None:
+    assert not loaded_after("import batchcap.pipeline") & {"ray", "tensorflow", "keras"}
+
+
+def test_the_driver_of_a_run_never_loads_tensorflow() -> None:
+    loaded = loaded_after("import batchcap.ray_runtime")
+    assert "ray" in loaded
+    assert not loaded & {"tensorflow", "keras"}
+
+
+def test_only_the_catalog_loads_sqlalchemy() -> None:
+    assert "sqlalchemy" not in loaded_after("import batchcap.collection, batchcap.captioner.images")
+
+
+@pytest.mark.skipif("batchcap.cli" not in sources(), reason="there is no command line yet")
+@pytest.mark.parametrize("arguments", [["--help"], ["index", "--help"], ["search", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    loaded = loaded_after(
+        "import sys\n"
+        f"sys.argv = {['batchcap', *arguments]}\n"
+        "from batchcap.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code, exit.code"
+    )
+    assert "typer" in loaded
+    assert not loaded & {"ray", "tensorflow", "keras", "wandb", "pandas", "sqlalchemy", "alembic"}
