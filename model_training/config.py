@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from batchcap.captioner.config import CaptionerConfig
 
@@ -27,6 +28,8 @@ class TrainConfig:
         clip_norm: the largest norm of all gradients together.
         label_smoothing: probability spread over the whole vocabulary in the targets.
         min_count: words seen less often are unknown words.
+        num_beams: beams of the finished bundle, unless told otherwise.
+        length_penalty: of these beams; see GenerationConfig.
         seed: of weights, order and dropout.
         limit: use so many training and dev images at most; 0 for all.
         wandb: `online`, `offline` or `disabled`.
@@ -49,7 +52,9 @@ class TrainConfig:
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
     min_count: int = 1
+    num_beams: int = 3
+    length_penalty: float = 0.7
     seed: int = 0
     limit: int = 0
-    wandb: str = "disabled"
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
     wandb_project: str = "batchcap"

@@ -77,7 +77,7 @@ def read_captions(path: Path, split: Path, *, limit: int = 0) -> tuple[Captioned
         TrainingError: a file is missing or not of this form, or no image of the split has a caption.
     """
     try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        header, *lines = path.read_text(encoding="utf-8").split("\n")
         names = [name for name in split.read_text(encoding="utf-8").split("\n") if name]
     except (OSError, ValueError) as error:
         raise TrainingError(f"can't read the captions: {error}") from error
@@ -217,11 +217,9 @@ def train_batches(
         captions_per_image: N; an image with fewer repeats some, one with more has N of them drawn.
         rng: decides order, mirroring and repeats.
     """
-    token_ids = np.stack(
-        [
-            np.stack([tokenizer.encode(text, sequence_length) for text in _draw(image.captions, captions_per_image, rng)])
-            for image in features.images
-        ]
+    drawn = (_draw(image.captions, captions_per_image, rng) for image in features.images)
+    token_ids = np.array(
+        [[tokenizer.encode(text, sequence_length) for text in captions] for captions in drawn]
     )  # images, N, S
     lengths = (token_ids != PADDING).sum(-1).max(-1)
     images_per_batch = max(1, batch_size // captions_per_image)

@@ -1,8 +1,9 @@
 """One training run, from its configuration to the bundle."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import keras
@@ -16,7 +17,7 @@ from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import PADDING, Tokenizer
 from batchcap.errors import TrainingError
 from model_training.config import TrainConfig
-from model_training.data_processing import FeatureSet, load_features, read_captions, train_batches
+from model_training.data_processing import FeatureSet, TrainBatch, load_features, read_captions, train_batches
 from model_training.metrics import bleu, cider_d
 from model_training.pretrained import load_backbone_weights
 from model_training.training_utils import Tracker, model_card
@@ -59,7 +60,8 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
     for name, reason in (*train_set.failed, *dev_set.failed):
         report(f"left out {name}: {reason}")
 
-    trainer = _Trainer(model, config, steps_per_epoch=-(-len(train_set.images) * CAPTIONS_PER_IMAGE // config.batch_size))
+    steps_per_epoch = math.ceil(len(train_set.images) * CAPTIONS_PER_IMAGE / config.batch_size)
+    trainer = _Trainer(model, config, steps_per_epoch=steps_per_epoch)
     captioner = _FeatureCaptioner(model, tokenizer)
     rng = np.random.default_rng(config.seed)
     best_cider, best_weights = -1.0, {}
@@ -98,7 +100,7 @@ def _write(
         config.artifact_dir,
         name=config.artifact_dir.name,
         config=model.config,
-        generation=GenerationConfig(),
+        generation=GenerationConfig(config.num_beams, config.length_penalty),
         tokenizer=tokenizer,
         weights=weights,
         metrics=scores,
@@ -134,7 +136,7 @@ class _Trainer:
             ],
         )
 
-    def run_epoch(self, batches) -> dict[str, float]:
+    def run_epoch(self, batches: Iterable[TrainBatch]) -> dict[str, float]:
         """Trains on every batch.
 
         Returns:
@@ -147,7 +149,9 @@ class _Trainer:
         for index, batch in enumerate(batches):
             loss, correct, count = (x.numpy() for x in self.step(batch.features, batch.token_ids))
             if not np.isfinite(loss):
-                raise TrainingError(f"the loss is {loss} at step {index} of this epoch; lower the learning rate")
+                raise TrainingError(
+                    f"the loss is {loss} at step {index} of this epoch; lower the learning rate"
+                )
             totals += (loss * count, correct, count)
         return {"loss": totals[0] / totals[2], "accuracy": totals[1] / totals[2]}
 
@@ -167,8 +171,9 @@ class _Trainer:
 
 
 def smoothed_cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:
-    """Sparse categorical cross-entropy with label smoothing (Szegedy et al.,
-    https://arxiv.org/abs/1512.00567, section 7).
+    """Sparse categorical cross-entropy with label smoothing.
+
+    Szegedy et al., https://arxiv.org/abs/1512.00567, section 7.
 
     Args:
         targets: int32[...].

@@ -5,8 +5,13 @@ https://arxiv.org/abs/1706.03762, section 3.2); what differs is that projecting 
 separate calls, so that a decoder projects each position once.
 """
 
+from typing import Any, TypeAlias
+
 import keras
 from keras import ops
+
+# What keras.ops takes and gives: neither Keras nor TensorFlow has types for it.
+Tensor: TypeAlias = Any
 
 
 class MultiHeadAttention(keras.layers.Layer):
@@ -40,15 +45,23 @@ class MultiHeadAttention(keras.layers.Layer):
         self.value_dense.build(context_shape)
         self.output_dense.build(inner)
 
-    def project_queries(self, x):
+    def project_queries(self, x: Tensor) -> Tensor:
         """float32[B, T, D] -> float32[B, H, T, K], divided by sqrt(K)."""
         return self._split_heads(self.query_dense(x)) * self.key_dim**-0.5
 
-    def project_keys_values(self, context):
+    def project_keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """float32[B, S, D] -> keys and values, each float32[B, H, S, K]."""
         return self._split_heads(self.key_dense(context)), self._split_heads(self.value_dense(context))
 
-    def attend(self, queries, keys, values, *, attention_mask=None, training=False):
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        training: bool = False,
+    ) -> Tensor:
         """Weighs the values by how well their keys fit the queries.
 
         Args:
@@ -70,12 +83,21 @@ class MultiHeadAttention(keras.layers.Layer):
         merged = ops.reshape(heads, (batch, length, self.num_heads * self.key_dim))
         return self.output_dense(merged)
 
-    def call(self, x, context, *, attention_mask=None, training=False):
+    def call(
+        self,
+        x: Tensor,
+        context: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        training: bool = False,
+    ) -> Tensor:
         """float32[B, T, D] attending to float32[B, S, D] -> float32[B, T, D]."""
         keys, values = self.project_keys_values(context)
-        return self.attend(self.project_queries(x), keys, values, attention_mask=attention_mask, training=training)
+        return self.attend(
+            self.project_queries(x), keys, values, attention_mask=attention_mask, training=training
+        )
 
-    def _split_heads(self, x):
+    def _split_heads(self, x: Tensor) -> Tensor:
         batch, length = ops.shape(x)[0], ops.shape(x)[1]
         x = ops.reshape(x, (batch, length, self.num_heads, self.key_dim))
         return ops.swapaxes(x, 1, 2)

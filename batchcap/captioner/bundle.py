@@ -236,7 +236,8 @@ def write_bundle(
             _write_json(staging / "metrics.json", metrics or {})
             (staging / "README.md").write_text(model_card, encoding="utf-8")
             tokenizer.save(staging / _VOCABULARY)
-            safetensors.numpy.save_file(stored, staging / _WEIGHTS)
+            # Not save_file, which makes the file unreadable for everybody else.
+            (staging / _WEIGHTS).write_bytes(safetensors.numpy.save(stored))
             if path.exists():
                 shutil.rmtree(path)
             os.replace(staging, path)

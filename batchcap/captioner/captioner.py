@@ -66,7 +66,7 @@ class Captioner:
         """The pictures that the model takes."""
         return self.bundle.config.image
 
-    def caption(self, images: Sequence[np.ndarray] | np.ndarray) -> list[Caption]:
+    def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
         """Captions pictures.
 
         Args:
@@ -77,7 +77,7 @@ class Captioner:
         """
         captions: list[Caption] = []
         for start in range(0, len(images), self.batch_size):
-            batch = np.stack(images[start : start + self.batch_size])
+            batch = np.stack(list(images[start : start + self.batch_size]))
             padding = self.batch_size - len(batch)
             padded = np.pad(batch, [(0, padding), (0, 0), (0, 0), (0, 0)]) if padding else batch
             generated = self._generate(padded)
@@ -87,7 +87,7 @@ class Captioner:
     def warm_up(self) -> None:
         """Traces and runs the network once, so that the first picture is as fast as the others."""
         size = self.image_spec.image_size
-        self.caption(np.zeros((1, size, size, 3), np.uint8))
+        self.caption([np.zeros((size, size, 3), np.uint8)])
 
     def _generate_batch(self, pixels: tf.Tensor) -> Generated:
         encoded = self.model.encode(self.model.extract_features(pixels))
@@ -96,7 +96,8 @@ class Captioner:
     def _to_captions(self, generated: Generated, count: int) -> list[Caption]:
         calibration = self.bundle.calibration
         captions = []
-        for token_ids, log_prob, token_count in zip(*(x.numpy()[:count].tolist() for x in generated), strict=True):
+        rows = zip(*(values.numpy()[:count].tolist() for values in generated), strict=True)
+        for token_ids, log_prob, token_count in rows:
             confidence = None if calibration is None else calibration.confidence(log_prob, token_count)
             text = self.bundle.tokenizer.decode(token_ids)
             captions.append(Caption(text, log_prob, confidence, token_count))

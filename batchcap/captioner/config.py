@@ -36,6 +36,11 @@ class CaptionerConfig:
         enc_layers: encoder blocks.
         dec_layers: decoder blocks.
         key_dim: K, the width of one head; None is `embed_dim`, as in the original.
+        scale_embeddings: whether token embeddings are multiplied by sqrt(embed_dim), as in the original. It
+            makes Adam's steps on them larger by as much, which a small data set does not forgive.
+        residual_dropout: share dropped in training of the embeddings, of the image vectors and of what each
+            sublayer adds (Vaswani et al., https://arxiv.org/abs/1706.03762, section 5.4); the original
+            has none.
         attention_dropout: share of attention weights dropped in training.
         ff_dropout: share dropped inside the decoder's feed-forward part in training.
         output_dropout: share dropped before the last layer in training.
@@ -55,6 +60,8 @@ class CaptionerConfig:
     enc_layers: int = 1
     dec_layers: int = 1
     key_dim: int | None = None
+    scale_embeddings: bool = True
+    residual_dropout: float = 0.0
     attention_dropout: float = 0.1
     ff_dropout: float = 0.3
     output_dropout: float = 0.5
@@ -71,7 +78,7 @@ class CaptionerConfig:
             raise ValueError("vocabulary_size must be at least 5: four special tokens and a word")
         if self.sequence_length < 3:
             raise ValueError("sequence_length must be at least 3: start, a word, end")
-        for name in ("attention_dropout", "ff_dropout", "output_dropout"):
+        for name in ("residual_dropout", "attention_dropout", "ff_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1")
 

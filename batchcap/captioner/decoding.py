@@ -4,7 +4,7 @@ Greedy search is beam search with one beam. Shapes: B images, N beams, L tokens 
 (start and end included), H heads of K, V `vocabulary_size`.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import tensorflow as tf
 
@@ -14,6 +14,10 @@ from batchcap.captioner.tokenizer import END, PADDING, START, UNKNOWN
 
 # What no caption may contain: these three get no probability after the softmax.
 _FORBIDDEN = (PADDING, UNKNOWN, START)
+
+
+# Keys and values of each decoder block's self-attention, float32[B, N, H, L, K].
+_Caches: TypeAlias = list[tuple[tf.Tensor, tf.Tensor]]
 
 
 class Generated(NamedTuple):
@@ -64,22 +68,25 @@ def generate(model: CaptionModel, encoded: tf.Tensor, generation: GenerationConf
     position = tf.constant(0)
     beams = _start(batch, num_beams, max_length)
     heads = (model.config.dec_heads, max_length, model.config.head_dim)
-    caches = [(tf.zeros((batch, num_beams, *heads)),) * 2 for _ in model.decoder]
+    caches: _Caches = [(tf.zeros((batch, num_beams, *heads)),) * 2 for _ in model.decoder]
 
-    def is_running(position: tf.Tensor, beams: _Beams, caches: list) -> tf.Tensor:
+    def is_running(position: tf.Tensor, beams: _Beams, caches: _Caches) -> tf.Tensor:
         return (position < max_length - 1) & ~tf.reduce_all(beams.is_done)
 
-    def advance(position: tf.Tensor, beams: _Beams, caches: list) -> tuple:
+    def advance(position: tf.Tensor, beams: _Beams, caches: _Caches) -> tuple[tf.Tensor, _Beams, _Caches]:
         newest = tf.gather(beams.token_ids, position[None], axis=2)  # B, N, 1
         x = model.embed(newest, position[None])
-        stepped = []
+        stepped: _Caches = []
         for block, cache, keys_values in zip(model.decoder, caches, image_keys_values, strict=True):
             x, cache = block.step(x, position, cache, keys_values)
             stepped.append(cache)
         log_probs = tf.nn.log_softmax(model.output_dense(x)[:, :, 0], axis=-1) + forbidden
         beams, parents = _extend(beams, log_probs, position, generation)
         if num_beams > 1:
-            stepped = [tuple(tf.gather(kept, parents, batch_dims=1) for kept in cache) for cache in stepped]
+            stepped = [
+                (tf.gather(keys, parents, batch_dims=1), tf.gather(values, parents, batch_dims=1))
+                for keys, values in stepped
+            ]
         return position + 1, beams, stepped
 
     _, beams, _ = tf.while_loop(is_running, advance, (position, beams, caches))

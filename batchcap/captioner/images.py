@@ -175,12 +175,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     """16- and 32-bit grey -> RGB. Integers are taken as 16-bit; floats as 0 to 1 unless they go beyond."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    peak = 65_535.0
     if image.mode == "F":
         peak = 1.0 if values.max(initial=0.0) <= 1.0 else 255.0
-    else:
-        peak = 65_535.0
     grey = np.rint(np.clip(values / peak, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return Image.fromarray(grey, "L").convert("RGB")
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _resize(image: Image.Image, spec: ImageSpec) -> Image.Image:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from batchcap.captioner.attention import MultiHeadAttention
+from batchcap.captioner.attention import MultiHeadAttention, Tensor
 from batchcap.captioner.backbone import build_backbone
 from batchcap.captioner.config import CaptionerConfig
 
@@ -28,11 +28,13 @@ class EncoderBlock(keras.layers.Layer):
             name="attention",
         )
         self.norm_out = keras.layers.LayerNormalization(name="norm_out")
+        self.residual_dropout = keras.layers.Dropout(config.residual_dropout, name="residual_dropout")
 
-    def call(self, x, *, training=False):
+    def call(self, x: Tensor, *, training: bool = False) -> Tensor:
         """float32[B, P, C or D] -> float32[B, P, D]."""
-        x = self.dense(self.norm_in(x))
-        return self.norm_out(x + self.attention(x, x, training=training))
+        x = self.residual_dropout(self.dense(self.norm_in(x)), training=training)
+        attended = self.attention(x, x, training=training)
+        return self.norm_out(x + self.residual_dropout(attended, training=training))
 
 
 class DecoderBlock(keras.layers.Layer):
@@ -57,6 +59,7 @@ class DecoderBlock(keras.layers.Layer):
         self.ff_in = keras.layers.Dense(config.ff_dim, activation="relu", name="ff_in")
         self.ff_dropout = keras.layers.Dropout(config.ff_dropout, name="ff_dropout")
         self.ff_out = keras.layers.Dense(config.embed_dim, name="ff_out")
+        self.residual_dropout = keras.layers.Dropout(config.residual_dropout, name="residual_dropout")
         self.norm_self = keras.layers.LayerNormalization(name="norm_self")
         self.norm_cross = keras.layers.LayerNormalization(name="norm_cross")
         self.norm_ff = keras.layers.LayerNormalization(name="norm_ff")
@@ -65,7 +68,7 @@ class DecoderBlock(keras.layers.Layer):
         # The one sublayer that is never called whole; Keras builds the others at their first call.
         self.cross_attention.build(x_shape, encoded_shape)
 
-    def call(self, x, encoded, *, training=False):
+    def call(self, x: Tensor, encoded: Tensor, *, training: bool = False) -> Tensor:
         """All positions at once, each seeing those before it.
 
         Args:
@@ -80,11 +83,18 @@ class DecoderBlock(keras.layers.Layer):
         rows = ops.reshape(x, (batch * captions, length, width))
         causal = ops.tril(ops.ones((length, length), dtype="bool"))
         attended = self.self_attention(rows, rows, attention_mask=causal, training=training)
-        x = self.norm_self(x + ops.reshape(attended, ops.shape(x)))
+        attended = self.residual_dropout(ops.reshape(attended, ops.shape(x)), training=training)
+        x = self.norm_self(x + attended)
         image_keys_values = self.cross_attention.project_keys_values(encoded)
         return self._attend_to_image(x, image_keys_values, training=training)
 
-    def step(self, x, position, cache, image_keys_values):
+    def step(
+        self,
+        x: Tensor,
+        position: Tensor,
+        cache: tuple[Tensor, Tensor],
+        image_keys_values: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One position, over the keys and values of those before it.
 
         Args:
@@ -101,25 +111,31 @@ class DecoderBlock(keras.layers.Layer):
         rows = ops.reshape(x, (batch * captions, 1, width))
         index = ops.arange(cache[0].shape[-2])
         is_now = ops.reshape(index == position, (-1, 1))  # L, 1
-        cache = tuple(
+        keys, values = (
             ops.where(is_now, ops.reshape(new, (batch, captions, *new.shape[1:])), old)
             for new, old in zip(self.self_attention.project_keys_values(rows), cache, strict=True)
         )
-        keys, values = (ops.reshape(kept, (batch * captions, *kept.shape[2:])) for kept in cache)
         queries = self.self_attention.project_queries(rows)
-        attended = self.self_attention.attend(queries, keys, values, attention_mask=index <= position)
+        attended = self.self_attention.attend(
+            queries,
+            *(ops.reshape(kept, (batch * captions, *kept.shape[2:])) for kept in (keys, values)),
+            attention_mask=index <= position,
+        )
         x = self.norm_self(x + ops.reshape(attended, ops.shape(x)))
-        return self._attend_to_image(x, image_keys_values), cache
+        return self._attend_to_image(x, image_keys_values), (keys, values)
 
-    def _attend_to_image(self, x, image_keys_values, *, training=False):
+    def _attend_to_image(
+        self, x: Tensor, image_keys_values: tuple[Tensor, Tensor], *, training: bool = False
+    ) -> Tensor:
         """Cross-attention and feed-forward; an image's N captions share its keys and values."""
         batch, captions, length, width = ops.shape(x)
         rows = ops.reshape(x, (batch, captions * length, width))
         queries = self.cross_attention.project_queries(rows)
         attended = self.cross_attention.attend(queries, *image_keys_values, training=training)
-        x = self.norm_cross(x + ops.reshape(attended, ops.shape(x)))
-        inner = self.ff_dropout(self.ff_in(x), training=training)
-        return self.norm_ff(x + self.ff_out(inner))
+        attended = self.residual_dropout(ops.reshape(attended, ops.shape(x)), training=training)
+        x = self.norm_cross(x + attended)
+        inner = self.ff_out(self.ff_dropout(self.ff_in(x), training=training))
+        return self.norm_ff(x + self.residual_dropout(inner, training=training))
 
 
 class CaptionModel(keras.Model):
@@ -145,6 +161,7 @@ class CaptionModel(keras.Model):
         self.position_embedding = keras.layers.Embedding(
             config.sequence_length, config.embed_dim, name="position_embedding"
         )
+        self.embedding_dropout = keras.layers.Dropout(config.residual_dropout, name="embedding_dropout")
         self.decoder = [DecoderBlock(config, name=f"decoder{i}") for i in range(config.dec_layers)]
         self.output_dropout = keras.layers.Dropout(config.output_dropout, name="output_dropout")
         # Logits, not probabilities: the loss and log_softmax are exact from them.
@@ -156,7 +173,7 @@ class CaptionModel(keras.Model):
         self.decode(np.zeros((1, 1, 2), np.int32), encoded)
         self.built = True
 
-    def call(self, images, token_ids, *, training=False):
+    def call(self, images: Tensor, token_ids: Tensor, *, training: bool = False) -> Tensor:
         """Logits of the token that follows each token.
 
         Args:
@@ -170,27 +187,28 @@ class CaptionModel(keras.Model):
         features = self.extract_features(images)
         return self.decode(token_ids, self.encode(features, training=training), training=training)
 
-    def extract_features(self, images):
+    def extract_features(self, images: Tensor) -> Tensor:
         """uint8[B, image_size, image_size, 3] -> float32[B, P, C], the CNN's grid row by row."""
         grid = self.backbone(images, training=False)
         return ops.reshape(grid, (-1, *self.feature_shape))
 
-    def encode(self, features, *, training=False):
+    def encode(self, features: Tensor, *, training: bool = False) -> Tensor:
         """float32[B, P, C] -> float32[B, P, D]."""
         x = ops.convert_to_tensor(features)
         for block in self.encoder:
             x = block(x, training=training)
         return x
 
-    def decode(self, token_ids, encoded, *, training=False):
+    def decode(self, token_ids: Tensor, encoded: Tensor, *, training: bool = False) -> Tensor:
         """int32[B, N, T] and float32[B, P, D] -> logits float32[B, N, T, V]."""
         x = self.embed(token_ids, ops.arange(ops.shape(token_ids)[-1]))
+        x = self.embedding_dropout(x, training=training)
         for block in self.decoder:
             x = block(x, encoded, training=training)
         return self.output_dense(self.output_dropout(x, training=training))
 
-    def embed(self, token_ids, positions):
-        """Token embedding times sqrt(D) plus position embedding.
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Token embedding, times sqrt(D) where the configuration says so, plus position embedding.
 
         Args:
             token_ids: int32[..., T].
@@ -199,7 +217,7 @@ class CaptionModel(keras.Model):
         Returns:
             float32[..., T, D].
         """
-        scale = self.config.embed_dim**0.5
+        scale = self.config.embed_dim**0.5 if self.config.scale_embeddings else 1.0
         return self.token_embedding(token_ids) * scale + self.position_embedding(positions)
 
     def weights_by_name(self) -> dict[str, keras.Variable]:

