@@ -44,6 +44,10 @@ class ImageLoader:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # Ray drops its workers without a word to them.
+        self.close()
+
     def load(self, paths: Sequence[str | bytes]) -> list[LoadedFile]:
         """Reads and decodes files.
 
@@ -92,19 +96,20 @@ class _Child:
     """A running decoder process and the connection to it."""
 
     def __init__(self, spec: ImageSpec) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                # Not `-m`: classes that the child sends must not be of its `__main__`.
-                [sys.executable, "-c", _START_CHILD, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                # The C libraries write warnings about damaged files there.
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
         self.connection = Connection(ours.detach())
         try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    # Not `-m`: classes that the child sends must not be of its `__main__`.
+                    [sys.executable, "-c", _START_CHILD, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    # The C libraries write warnings about damaged files there.
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
             self.connection.send(spec)
             if not self.connection.poll(_START_TIMEOUT_S):
                 raise TimeoutError
@@ -115,6 +120,8 @@ class _Child:
             raise PipelineError("the process that decodes pictures can't be started") from error
 
     def kill(self) -> None:
+        """Ends the process; it may be dead already, or not even started."""
         self.connection.close()
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()

@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 _CONFIG = "config.json"
 _VOCABULARY = "vocabulary.txt"
-_WEIGHTS = "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 _GENERATION = "generation.json"
 _CALIBRATION = "calibration.json"
 
@@ -53,14 +53,23 @@ class Calibration:
     Args:
         slope: of the logistic function.
         intercept: of the logistic function.
+
+    Raises:
+        ValueError: a value is no finite number.
     """
 
     slope: float
     intercept: float
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.slope) and math.isfinite(self.intercept)):
+            raise ValueError("slope and intercept must be finite")
+
     def confidence(self, log_prob: float, token_count: int) -> float:
         """Platt scaling (Platt 1999) of the log-probability per token."""
-        return 1 / (1 + math.exp(-(self.slope * log_prob / max(token_count, 1) + self.intercept)))
+        logit = self.slope * log_prob / max(token_count, 1) + self.intercept
+        # The logistic function, in the form that can't overflow.
+        return 0.5 * (1 + math.tanh(logit / 2))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,8 +129,8 @@ class Bundle:
                 f"{path / _VOCABULARY} is damaged: {tokenizer.vocabulary_size} tokens, "
                 f"where {_CONFIG} has {config.vocabulary_size}"
             )
-        if not (path / _WEIGHTS).is_file():
-            raise BundleError(f"{path / _WEIGHTS} is missing")
+        if not (path / WEIGHTS).is_file():
+            raise BundleError(f"{path / WEIGHTS} is missing")
         return cls(path, str(description.get("name", path.name)), config, generation, calibration, tokenizer)
 
     @property
@@ -160,9 +169,9 @@ class Bundle:
             BundleError: the file is damaged.
         """
         try:
-            stored = safetensors.numpy.load_file(self.path / _WEIGHTS)
+            stored = safetensors.numpy.load_file(self.path / WEIGHTS)
         except (OSError, safetensors.SafetensorError) as error:
-            raise BundleError(f"{self.path / _WEIGHTS} is damaged: {error}") from error
+            raise BundleError(f"{self.path / WEIGHTS} is damaged: {error}") from error
         return {name: weight.astype(np.float32) for name, weight in stored.items()}
 
     def fingerprint(self) -> str:
@@ -176,7 +185,7 @@ class Bundle:
         """
         digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
         try:
-            for name in (_VOCABULARY, _WEIGHTS):
+            for name in (_VOCABULARY, WEIGHTS):
                 with open(self.path / name, "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
@@ -215,7 +224,7 @@ def write_bundle(
     Raises:
         BundleError: the folder can't be written, or holds something that is no bundle.
     """
-    if path.exists() and not (path / _CONFIG).is_file() and any(path.iterdir()):
+    if path.exists() and not _may_be_replaced(path):
         raise BundleError(f"{path} holds something that is no model; choose another folder")
     stored = {
         key: np.ascontiguousarray(weight, np.float16 if half_precision and weight.ndim > 1 else np.float32)
@@ -237,7 +246,7 @@ def write_bundle(
             (staging / "README.md").write_text(model_card, encoding="utf-8")
             tokenizer.save(staging / _VOCABULARY)
             # Not save_file, which makes the file unreadable for everybody else.
-            (staging / _WEIGHTS).write_bytes(safetensors.numpy.save(stored))
+            (staging / WEIGHTS).write_bytes(safetensors.numpy.save(stored))
             if path.exists():
                 shutil.rmtree(path)
             os.replace(staging, path)
@@ -245,6 +254,16 @@ def write_bundle(
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise BundleError(f"can't write the model to {path}: {error.strerror or error}") from error
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether this is an empty folder or a bundle; a `config.json` alone can be anybody's."""
+    if not path.is_dir():
+        return False
+    try:
+        return not any(path.iterdir()) or "format_version" in _read_json(path / _CONFIG)
+    except (BundleError, OSError):
+        return False
 
 
 def _config_from_json(values: dict[str, Any]) -> CaptionerConfig:

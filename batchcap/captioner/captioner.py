@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 import tensorflow as tf
 
-from batchcap.captioner.bundle import DEFAULT_BUNDLE, Bundle
+from batchcap.captioner.bundle import DEFAULT_BUNDLE, WEIGHTS, Bundle
 from batchcap.captioner.config import CaptionerConfig, GenerationConfig
 from batchcap.captioner.decoding import Generated, generate
 from batchcap.captioner.images import ImageSpec
@@ -114,7 +114,7 @@ def load_model(bundle: Bundle) -> CaptionModel:
     try:
         assign_weights(model, bundle.weights())
     except ValueError as error:
-        raise BundleError(f"the weights in {bundle.path} are damaged: {error}") from error
+        raise BundleError(f"{bundle.path / WEIGHTS} is damaged: {error}") from error
     return model
 
 

@@ -1,0 +1,133 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batchcap.captioner.bundle import Bundle, Calibration, write_bundle
+from batchcap.captioner.captioner import Captioner
+from batchcap.captioner.config import GenerationConfig
+from batchcap.captioner.protocol import Caption
+from batchcap.errors import BundleError
+
+
+def assert_same(captions: list[Caption], expected: list[Caption]) -> None:
+    assert [(c.text, c.token_count) for c in captions] == [(e.text, e.token_count) for e in expected]
+    np.testing.assert_allclose([c.log_prob for c in captions], [e.log_prob for e in expected], atol=1e-4)
+
+
+def rewrite(bundle: Bundle, path: Path, **changes: object) -> Path:
+    """A copy of a bundle with some of its parts changed."""
+    parts: dict[str, object] = {
+        "name": bundle.name,
+        "config": bundle.config,
+        "generation": bundle.generation,
+        "tokenizer": bundle.tokenizer,
+        "weights": bundle.weights(),
+    }
+    write_bundle(path, **{**parts, **changes})  # type: ignore[arg-type]
+    return path
+
+
+def test_captions_differ_from_image_to_image(captioner: Captioner, pixels: np.ndarray) -> None:
+    """Other tests compare captions of the tiny bundle; were they all one, none of those could fail."""
+    captions = captioner.caption(pixels)
+    assert len({caption.text for caption in captions}) >= 20
+    assert len({caption.token_count for caption in captions}) >= 4
+    longest = captioner.bundle.config.sequence_length - 1
+    assert any(caption.token_count < longest for caption in captions)
+    assert any(len(caption.text.split()) == longest for caption in captions)
+
+
+def test_what_a_caption_says(captioner: Captioner, pixels: np.ndarray) -> None:
+    for caption in captioner.caption(pixels):
+        words = caption.text.split()
+        # The end counts; a caption cut at the greatest length has none.
+        assert caption.token_count == min(len(words) + 1, captioner.bundle.config.sequence_length - 1)
+        assert caption.log_prob < 0
+        assert caption.confidence is None
+        assert not set(words) & {"<pad>", "<unk>", "<start>", "<end>"}
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_the_size_of_a_batch_changes_nothing(
+    tiny_bundle: Bundle, captioner: Captioner, pixels: np.ndarray, batch_size: int
+) -> None:
+    """Five images: the last batch is padded, with 8 the only one. And no other number traces again."""
+    other = Captioner(tiny_bundle, batch_size=batch_size)
+    assert_same(other.caption(pixels[:5]), captioner.caption(pixels[:5]))
+    other.warm_up()
+    for count in (1, 2, 9):
+        assert_same(other.caption(pixels[:count]), captioner.caption(pixels[:count]))
+    assert other._generate.experimental_get_tracing_count() == 1
+
+
+def test_each_image_has_its_own_caption(captioner: Captioner, pixels: np.ndarray) -> None:
+    captions = captioner.caption(pixels[:6])
+    assert_same(captioner.caption(pixels[:6][::-1]), captions[::-1])
+    assert_same([captioner.caption(pixels[i : i + 1])[0] for i in range(6)], captions)
+
+
+def test_a_list_is_as_good_as_an_array(captioner: Captioner, pixels: np.ndarray) -> None:
+    assert captioner.caption(list(pixels[:3])) == captioner.caption(pixels[:3])
+
+
+def test_no_images_no_captions(captioner: Captioner) -> None:
+    assert captioner.caption([]) == []
+
+
+def test_saved_and_loaded_again(
+    tiny_bundle: Bundle, captioner: Captioner, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    weights = {name: variable.numpy() for name, variable in captioner.model.weights_by_name().items()}
+    loaded = Captioner.load(rewrite(tiny_bundle, tmp_path / "copy", weights=weights), batch_size=4)
+    assert loaded.caption(pixels[:8]) == captioner.caption(pixels[:8])
+    assert loaded.fingerprint == captioner.fingerprint == tiny_bundle.fingerprint()
+
+
+def test_half_precision(
+    tiny_bundle: Bundle, captioner: Captioner, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    path = rewrite(tiny_bundle, tmp_path / "half", half_precision=True)
+    size = (path / "weights.safetensors").stat().st_size
+    assert size < 0.6 * (tiny_bundle.path / "weights.safetensors").stat().st_size
+    half = Captioner.load(path, batch_size=4)
+    assert {str(variable.dtype) for variable in half.model.weights_by_name().values()} == {"float32"}
+    captions, expected = half.caption(pixels[:20]), captioner.caption(pixels[:20])
+    # Halves are good to three digits; few captions hang on less.
+    assert sum(c.text == e.text for c, e in zip(captions, expected, strict=True)) >= 15
+    assert half.fingerprint != captioner.fingerprint
+
+
+def test_calibration_and_options_in_place_of_the_bundles(
+    tiny_bundle: Bundle, captioner: Captioner, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    path = rewrite(tiny_bundle, tmp_path / "calibrated", calibration=Calibration(slope=2.0, intercept=1.5))
+    short = Captioner.load(path, generation=GenerationConfig(num_beams=2, max_length=4), batch_size=4)
+    assert short.fingerprint != captioner.fingerprint
+    for caption in short.caption(pixels[:8]):
+        assert caption.token_count <= 3
+        expected = 1 / (1 + np.exp(-(2.0 * caption.log_prob / caption.token_count + 1.5)))
+        assert caption.confidence == pytest.approx(expected)
+
+
+def damaged(weights: dict[str, np.ndarray], how: str) -> dict[str, np.ndarray]:
+    name = "output/kernel"
+    if how == "missing":
+        del weights[name]
+    else:
+        weights[name] = weights[name].T.copy()
+    return weights
+
+
+@pytest.mark.parametrize("how", ["missing", "shape"])
+def test_weights_that_do_not_fit(tiny_bundle: Bundle, tmp_path: Path, how: str) -> None:
+    path = rewrite(tiny_bundle, tmp_path / "bad", weights=damaged(tiny_bundle.weights(), how))
+    with pytest.raises(BundleError, match=r"weights\.safetensors"):
+        Captioner.load(path)
+
+
+def test_weights_of_another_network(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny_bundle.config, dec_layers=1)
+    with pytest.raises(BundleError, match=r"weights\.safetensors.*decoder1"):
+        Captioner.load(rewrite(tiny_bundle, tmp_path / "other", config=config))

@@ -1,0 +1,173 @@
+"""Fixtures that several test packages share."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from batchcap.captioner.bundle import Bundle, write_bundle
+from batchcap.captioner.config import CaptionerConfig, GenerationConfig
+from batchcap.captioner.images import ImageSpec
+from batchcap.captioner.tokenizer import END, Tokenizer
+
+WORDS = [
+    "a",
+    "the",
+    "dog",
+    "cat",
+    "runs",
+    "sleeps",
+    "on",
+    "grass",
+    "sofa",
+    "two",
+    "people",
+    "red",
+    "blue",
+    "ball",
+    "beach",
+    "with",
+    "and",
+    "in",
+    "small",
+    "large",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> CaptionerConfig:
+    """A network with every part of the real one, as small as it gets."""
+    return CaptionerConfig(
+        backbone="efficientnet_lite0",
+        image=ImageSpec(64),
+        vocabulary_size=len(WORDS) + 4,
+        sequence_length=10,
+        embed_dim=8,
+        ff_dim=12,
+        enc_heads=2,
+        dec_heads=2,
+        enc_layers=1,
+        dec_layers=2,
+        key_dim=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_config: CaptionerConfig, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of random weights; its captions are nonsense, but differ from image to image."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_bundle(
+        path,
+        name="tiny",
+        config=tiny_config,
+        generation=GenerationConfig(),
+        tokenizer=Tokenizer(WORDS),
+        weights=lively_weights(tiny_config, seed=5),
+    )
+    return Bundle.open(path)
+
+
+def lively_weights(config: CaptionerConfig, seed: int) -> dict[str, np.ndarray]:
+    """Random weights with which captions depend on the image and end at different lengths.
+
+    Weights as Keras draws them ignore the image: the features of an untrained CNN are all but constant, and
+    the last word outweighs everything else.
+    """
+    import keras
+
+    from batchcap.captioner.model import CaptionModel
+
+    keras.utils.set_random_seed(seed)
+    model = CaptionModel(config)
+    # Statistics of some noise, so that the signal neither vanishes nor explodes on its way through the CNN.
+    for layer in model.backbone.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    size = config.image.image_size
+    model.backbone(
+        np.stack([noise_photo(1000 + number, (size, size)) for number in range(16)]), training=True
+    )
+
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, variable in model.weights_by_name().items():
+        weight = variable.numpy()
+        if name.startswith("backbone/") or name.endswith("/gamma"):
+            weights[name] = weight
+        elif weight.ndim == 1:
+            weights[name] = rng.normal(0, 0.1, weight.shape)
+        elif name.startswith("position_embedding/"):
+            weights[name] = rng.normal(0, 4, weight.shape)
+        elif name.startswith("token_embedding/"):
+            weights[name] = rng.normal(0, weight.shape[1] ** -0.5, weight.shape)
+        else:
+            weights[name] = rng.normal(0, 1.4 * weight.shape[0] ** -0.5, weight.shape)
+    weights["output/bias"][END] += 1.2
+    return weights
+
+
+def noise_photo(seed: int, size: tuple[int, int]) -> Image.Image:
+    """A picture of coloured noise, different for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def make_photo(path: Path, seed: int, size: tuple[int, int] = (80, 60)) -> Path:
+    """Writes a small picture of coloured noise, different for every seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise_photo(seed, size).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 good pictures."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(40):
+        make_photo(folder / f"{number:03}.jpg", number)
+    return folder
+
+
+# What makes Pillow crash or hang on files that start so, as a decoder in C may.
+_POISON = """
+import os
+from PIL import Image
+
+def crash(file, name):
+    os.abort()
+
+def hang(file, name):
+    while True:
+        pass
+
+Image.register_open("CRASHME", crash, lambda start: start.startswith(b"CRASHME"))
+Image.register_open("HANGME", hang, lambda start: start.startswith(b"HANGME"))
+"""
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for all tests in this process, as a run starts it; decoders in it know files of poison."""
+    import ray
+
+    from batchcap import ray_runtime
+
+    folder = tmp_path_factory.mktemp("poison")
+    (folder / "sitecustomize.py").write_text(_POISON)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        ray_runtime.start_ray()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
