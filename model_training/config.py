@@ -26,6 +26,8 @@ class TrainConfig:
         warmup_steps: steps in which the learning rate rises from zero.
         weight_decay: decoupled, on matrices only.
         clip_norm: the largest norm of all gradients together.
+        ema_momentum: weights are judged and kept as their exponential moving average over the steps, with
+            this share of the old average at each; 0 takes them as they are.
         label_smoothing: probability spread over the whole vocabulary in the targets.
         min_count: words seen less often are unknown words.
         num_beams: beams of the finished bundle, unless told otherwise.
@@ -50,6 +52,7 @@ class TrainConfig:
     warmup_steps: int = 200
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    ema_momentum: float = 0.0
     label_smoothing: float = 0.0
     min_count: int = 1
     num_beams: int = 3

@@ -88,6 +88,9 @@ def train_model(
     warmup_steps: Annotated[int, _option("warmup_steps", "Steps to the peak.", _TRAINING, min=0)] = 200,
     weight_decay: Annotated[float, _option("weight_decay", "Of AdamW.", _TRAINING, min=0.0)] = 0.01,
     clip_norm: Annotated[float, _option("clip_norm", "Norm of the gradients.", _TRAINING, min=0.0)] = 1.0,
+    ema_momentum: Annotated[
+        float, _option("ema_momentum", "Average the weights over steps.", _TRAINING, min=0.0, max=0.99999)
+    ] = 0.0,
     label_smoothing: Annotated[
         float, _option("label_smoothing", "Spread over all words.", _TRAINING, min=0.0, max=0.9)
     ] = 0.0,
@@ -141,6 +144,7 @@ def train_model(
             warmup_steps=warmup_steps,
             weight_decay=weight_decay,
             clip_norm=clip_norm,
+            ema_momentum=ema_momentum,
             label_smoothing=label_smoothing,
             min_count=min_count,
             num_beams=num_beams,

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -62,9 +63,10 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
 
     steps_per_epoch = math.ceil(len(train_set.images) * CAPTIONS_PER_IMAGE / config.batch_size)
     trainer = _Trainer(model, config, steps_per_epoch=steps_per_epoch)
-    captioner = _FeatureCaptioner(model, tokenizer)
+    generation = GenerationConfig(config.num_beams, config.length_penalty)
+    captioner = _FeatureCaptioner(model, tokenizer, generation)
     rng = np.random.default_rng(config.seed)
-    best_cider, best_weights = -1.0, {}
+    best_cider = -1.0
     with Tracker(config, model) as tracker:
         for epoch in range(1, config.epochs + 1):
             started = time.monotonic()
@@ -77,14 +79,13 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
                 rng=rng,
             )
             scores = {"epoch": epoch, **trainer.run_epoch(batches), "train_s": time.monotonic() - started}
-            scores |= captioner.score(dev_set)
+            with trainer.averaged_weights():
+                scores |= captioner.score(dev_set)
+                if scores["dev_cider_d"] > best_cider:
+                    best_cider = scores["dev_cider_d"]
+                    _write(config, model, tokenizer, generation, scores)
             tracker.log(scores)
             report("  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
-            if scores["dev_cider_d"] > best_cider:
-                best_cider = scores["dev_cider_d"]
-                best_weights = {name: w.numpy() for name, w in model.weights_by_name().items()}
-                best_scores = scores
-                _write(config, model, tokenizer, best_weights, best_scores)
         tracker.finish(config.artifact_dir)
     return config.artifact_dir
 
@@ -93,16 +94,16 @@ def _write(
     config: TrainConfig,
     model: CaptionModel,
     tokenizer: Tokenizer,
-    weights: dict[str, np.ndarray],
+    generation: GenerationConfig,
     scores: dict[str, float],
 ) -> None:
     write_bundle(
         config.artifact_dir,
         name=config.artifact_dir.name,
         config=model.config,
-        generation=GenerationConfig(config.num_beams, config.length_penalty),
+        generation=generation,
         tokenizer=tokenizer,
-        weights=weights,
+        weights={name: weight.numpy() for name, weight in model.weights_by_name().items()},
         metrics=scores,
         model_card=model_card(config, model, scores),
         half_precision=True,
@@ -123,7 +124,12 @@ class _Trainer:
             warmup_steps=config.warmup_steps,
         )
         self.optimizer = keras.optimizers.AdamW(
-            schedule, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm
+            schedule,
+            weight_decay=config.weight_decay,
+            global_clipnorm=config.clip_norm,
+            use_ema=config.ema_momentum > 0,
+            ema_momentum=config.ema_momentum,
+            ema_overwrite_frequency=None,
         )
         self.variables = model.trainable_variables
         self.optimizer.exclude_from_weight_decay([v for v in self.variables if len(v.shape) < 2])
@@ -154,6 +160,20 @@ class _Trainer:
                 )
             totals += (loss * count, correct, count)
         return {"loss": totals[0] / totals[2], "accuracy": totals[1] / totals[2]}
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The network has the averaged weights meanwhile, if they are averaged at all."""
+        if not self.optimizer.use_ema:
+            yield
+            return
+        latest = [variable.numpy() for variable in self.variables]
+        self.optimizer.finalize_variable_values(self.variables)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.variables, latest, strict=True):
+                variable.assign(value)
 
     def _step(self, features: tf.Tensor, token_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         inputs, targets = token_ids[:, :, :-1], token_ids[:, :, 1:]
@@ -192,17 +212,18 @@ def smoothed_cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothin
 
 
 class _FeatureCaptioner:
-    """Captions images from their cached features, greedily, to compare epochs."""
+    """Captions images from their cached features, as the finished bundle will, to compare epochs."""
 
-    def __init__(self, model: CaptionModel, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: CaptionModel, tokenizer: Tokenizer, generation: GenerationConfig) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.generation = generation
         self._generate = tf.function(
             self._generate_batch, input_signature=[tf.TensorSpec((None, *model.feature_shape), tf.float16)]
         )
 
     def score(self, dev_set: FeatureSet) -> dict[str, float]:
-        """BLEU-4 (0 to 1) and CIDEr-D (times 100) of greedy captions."""
+        """BLEU-4 (0 to 1) and CIDEr-D (times 100)."""
         candidates: list[str] = []
         for start in range(0, len(dev_set.images), _EVALUATION_BATCH):
             token_ids = self._generate(dev_set.features[start : start + _EVALUATION_BATCH, 0]).numpy()
@@ -212,4 +233,4 @@ class _FeatureCaptioner:
 
     def _generate_batch(self, features: tf.Tensor) -> tf.Tensor:
         encoded = self.model.encode(tf.cast(features, tf.float32))
-        return generate(self.model, encoded, GenerationConfig()).token_ids
+        return generate(self.model, encoded, self.generation).token_ids

@@ -76,6 +76,6 @@ A captioner of {model.count_params() / 1e6:.1f} million parameters: {shape.backb
 {shape.embed_dim}, {shape.vocabulary_size} tokens.
 
 Trained on the images of `{config.train_split.name}`, chosen on those of `{config.dev_split.name}` at epoch
-{scores["epoch"]} of {config.epochs}: greedy BLEU-4 {scores["dev_bleu_4"]:.3f}, CIDEr-D
-{scores["dev_cider_d"]:.1f}.
+{scores["epoch"]} of {config.epochs}: BLEU-4 {scores["dev_bleu_4"]:.3f}, CIDEr-D
+{scores["dev_cider_d"]:.1f} with {config.num_beams} beams.
 """

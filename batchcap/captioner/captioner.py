@@ -29,9 +29,14 @@ class Captioner:
         bundle: the opened bundle.
         batch_size: images that go through the network at once; the shape is fixed, so that TensorFlow
             traces the network once, and smaller batches are padded.
+
+    Raises:
+        BundleError: the weights are damaged, or there are more beams than tokens.
     """
 
     def __init__(self, bundle: Bundle, *, batch_size: int = 32) -> None:
+        if bundle.generation.num_beams > bundle.config.vocabulary_size:
+            raise BundleError(f"more beams than the {bundle.config.vocabulary_size} tokens of {bundle.path}")
         self.bundle = bundle
         self.batch_size = batch_size
         self.fingerprint = bundle.fingerprint()

@@ -107,7 +107,7 @@ class GenerationConfig:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_beams < 1:
-            raise ValueError("num_beams must be at least 1")
+        if not isinstance(self.num_beams, int) or self.num_beams < 1:
+            raise ValueError("num_beams must be a whole number, at least 1")
         if self.max_length is not None and self.max_length < 3:
             raise ValueError("max_length must be at least 3: start, a word, end")

