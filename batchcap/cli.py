@@ -3,20 +3,30 @@
 Exit status: 0 done; 3 done, but some files are in quarantine; 1 failed; 2 wrong usage; 130 interrupted.
 """
 
+import io
 import json
+import math
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import platformdirs
 import typer
 
-from batchcap.errors import BatchcapError, Reason, UsageError
+from batchcap.errors import BatchcapError, CatalogVersionError, Reason, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from batchcap.captioner.bundle import Bundle
+    from batchcap.captioner.protocol import Caption
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,9 +40,10 @@ _QUARANTINED = 3
 _INTERRUPTED = 130
 
 StoreOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        envvar="BATCHCAP_STORE", help="Folder of catalog and Parquet files.  [default: in your data directory]"
+        envvar="BATCHCAP_STORE",
+        help="Folder of catalog and Parquet files.  [default: in your data directory]",
     ),
 ]
 CatalogOption = Annotated[
@@ -58,10 +69,16 @@ class _Place:
     catalog_url: str
 
     @classmethod
-    def of(cls, store: Path | None, catalog: str | None) -> "_Place":
-        if store is not None and "://" in str(store).replace(":/", "://", 1):
+    def of(cls, store: str | None, catalog: str | None) -> "_Place":
+        if store is not None and "://" in store:
             raise UsageError(f"--store {store}: only local folders are supported so far")
-        folder = (store or Path(platformdirs.user_data_dir("batchcap", appauthor=False))).absolute()
+        folder = (
+            Path(store or platformdirs.user_data_dir("batchcap", appauthor=False)).expanduser().absolute()
+        )
+        if "?" in str(folder) and not catalog:
+            raise UsageError(
+                f"{folder}: a store can't have a question mark in its path; choose another folder"
+            )
         return cls(folder, catalog or f"sqlite:///{folder / 'catalog.db'}")
 
 
@@ -88,7 +105,6 @@ def index(
         from batchcap.console import ProgressBar, print_error, summary
         from batchcap.pipeline import IndexOptions, index_collection
 
-        signal.signal(signal.SIGTERM, _interrupt)
         place = _Place.of(store, catalog)
         resolve_sources(source)  # a wrong SOURCE is told before a store is made for it
         bundle = _open_bundle(model, num_beams)
@@ -101,12 +117,15 @@ def index(
         with Catalog.open(place.catalog_url, mode="write") as opened, ProgressBar() as progress:
             report = index_collection(source, opened, place.store, bundle, options=options, progress=progress)
         if as_json:
-            _print_json({**asdict(report), "images_per_s": report.images_per_s})
+            # Not asdict(): it makes other counts of a Counter.
+            values = {field.name: getattr(report, field.name) for field in fields(report)}
+            _print_json({**values, "images_per_s": report.images_per_s})
         else:
             print(summary(report))
         if report.quarantined:
             if not as_json:
-                print_error(f"{sum(report.quarantined.values())} files could not be captioned")
+                count = sum(report.quarantined.values())
+                print_error(f"{count:,} {'file' if count == 1 else 'files'} could not be captioned")
             raise typer.Exit(_QUARANTINED)
 
 
@@ -120,8 +139,7 @@ def caption(
 ) -> None:
     """Caption a few images at once, without a store."""
     with _errors(as_json, debug):
-        from batchcap.captioner.images import DecodedImage
-        from batchcap.console import print_error
+        from batchcap.console import on_one_line, print_error
         from batchcap.loading import ImageLoader
 
         for path in image:
@@ -130,28 +148,29 @@ def caption(
         bundle = _open_bundle(model, num_beams)
         with ImageLoader(bundle.image_spec) as loader:
             loaded = loader.load([str(path) for path in image])
-        decoded: list[DecodedImage] = [file.image for file in loaded if file.image is not None]
-        captions = iter(())
-        if decoded:
-            from batchcap.captioner.captioner import Captioner
-
-            captioner = Captioner(bundle, batch_size=min(32, len(decoded)))
-            captions = iter(captioner.caption([file.pixels for file in decoded]))
-        results: list[dict[str, Any]] = []
-        for path, file in zip(image, loaded, strict=True):
-            if file.image is not None:
-                results.append({"image": str(path), **_caption_fields(next(captions))})
-            else:
-                results.append({"image": str(path), "reason": file.reason, "detail": file.detail})
+        captions = iter(_caption_all(bundle, [file.image.pixels for file in loaded if file.image]))
+        found = [
+            (path, file, next(captions) if file.image else None)
+            for path, file in zip(image, loaded, strict=True)
+        ]
         if as_json:
-            _print_json({"captions": results})
+            _print_json(
+                {
+                    "captions": [
+                        {"image": str(path), **_caption_fields(text)}
+                        if text
+                        else {"image": str(path), "reason": file.reason, "detail": file.detail}
+                        for path, file, text in found
+                    ]
+                }
+            )
         else:
-            for result in results:
-                if "caption" in result:
-                    print(f"{result['image']}\t{result['caption']}")
+            for path, file, text in found:
+                if text:
+                    print(f"{on_one_line(path)}\t{on_one_line(text.text)}")
                 else:
-                    print_error(f"{result['image']}: {result['reason']}: {result['detail']}")
-        if len(decoded) < len(image):
+                    print_error(f"{path}: {file.reason}: {file.detail}")
+        if any(text is None for _, _, text in found):
             raise typer.Exit(_QUARANTINED)
 
 
@@ -207,13 +226,15 @@ def sql(
             else:
                 print_rows(["name", "answers"], described)
             return
-        statement = query or _statement(file, named)
+        statement = query if query is not None else _statement(file, named)
         with (
             Catalog.open(_Place.of(store, catalog).catalog_url) as opened,
             opened.query(statement, limit=limit, timeout_s=timeout) as result,
         ):
             if as_json:
-                _print_json({"columns": result.columns, "rows": list(result.rows)})
+                _print_json(
+                    {"columns": result.columns, "rows": [list(map(_json_value, row)) for row in result.rows]}
+                )
             else:
                 print_rows(result.columns, result.rows)
 
@@ -249,24 +270,51 @@ def status(
 
 
 @app.command()
-def migrate(store: StoreOption = None, catalog: CatalogOption = None, debug: DebugOption = False) -> None:
+def migrate(
+    store: StoreOption = None,
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
     """Bring an older catalog up to date; a copy of it is put aside first."""
-    with _errors(False, debug):
+    with _errors(as_json, debug):
         from batchcap.catalog import Catalog
 
-        with Catalog.open(_Place.of(store, catalog).catalog_url, mode="write"):
-            print("the catalog is up to date")
+        url = _Place.of(store, catalog).catalog_url
+        migrated = False
+        # Reading first: writing would make a catalog where there is none.
+        try:
+            Catalog.open(url).close()
+        except CatalogVersionError:
+            Catalog.open(url, mode="write").close()
+            migrated = True
+        if as_json:
+            _print_json({"migrated": migrated})
+        else:
+            print("the catalog is up to date now" if migrated else "the catalog was up to date")
 
 
-def _open_bundle(model: Path | None, num_beams: int | None) -> Any:
-    from dataclasses import replace
-
+def _open_bundle(model: Path | None, num_beams: int | None) -> "Bundle":
     from batchcap.captioner.bundle import DEFAULT_BUNDLE, Bundle
 
     bundle = Bundle.open(model or DEFAULT_BUNDLE)
-    if num_beams is not None:
-        bundle = replace(bundle, generation=replace(bundle.generation, num_beams=num_beams))
-    return bundle
+    if num_beams is None:
+        return bundle
+    if num_beams > bundle.config.vocabulary_size:
+        raise UsageError(f"--num-beams {num_beams} is more than the model has words")
+    return replace(bundle, generation=replace(bundle.generation, num_beams=num_beams))
+
+
+def _caption_all(bundle: "Bundle", pixels: "list[np.ndarray]") -> "list[Caption]":
+    if not pixels:
+        return []
+    from batchcap.captioner.quiet import quiet_stderr
+
+    with quiet_stderr():
+        from batchcap.captioner.captioner import Captioner
+
+        captioner = Captioner(bundle, batch_size=min(32, len(pixels)))
+        return captioner.caption(pixels)
 
 
 def _statement(file: Path | None, named: str | None) -> str:
@@ -275,21 +323,35 @@ def _statement(file: Path | None, named: str | None) -> str:
     if file is not None:
         try:
             return file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"can't read {file}: {error}") from error
+        except OSError as error:
+            raise UsageError(f"can't read {file}: {error.strerror}") from error
+        except ValueError as error:
+            raise UsageError(f"{file} is no text in UTF-8") from error
     try:
         return named_queries()[named or ""].sql
     except KeyError:
         raise UsageError(f"no query named {named}; --list shows them") from None
 
 
-def _caption_fields(found: Any) -> dict[str, Any]:
-    fields = asdict(found)
-    return {"caption": fields.pop("text"), **fields}
+def _caption_fields(found: "Caption") -> dict[str, Any]:
+    values = asdict(found)
+    return {"caption": values.pop("text"), **values}
 
 
 def _print_json(values: dict[str, Any]) -> None:
-    print(json.dumps(values, default=str, ensure_ascii=False))
+    # ASCII only: a name that is not valid UTF-8 can be written so, and any stdout takes it.
+    print(json.dumps(values, default=_json_value))
+
+
+def _json_value(value: object) -> object:
+    """What JSON has no word for: blobs in hexadecimal, times in ISO 8601, infinity by its name."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 @contextmanager
@@ -297,18 +359,32 @@ def _errors(as_json: bool, debug: bool) -> Iterator[None]:
     """Turns errors into one line and an exit status."""
     try:
         yield
-    except BatchcapError as error:
+    except (typer.Exit, BrokenPipeError):
+        # Not errors: we have set the exit status; whoever reads our output has seen enough.
+        raise
+    except BaseException as error:
         if debug:
-            raise
-        _fail(str(error), error.code, error.exit_status, as_json)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        _fail("interrupted; what was committed stays, run again to go on", "interrupted", _INTERRUPTED, as_json)
+            traceback.print_exc()
+        match error:
+            case BatchcapError():
+                _fail(str(error), error.code, error.exit_status, as_json)
+            case KeyboardInterrupt():
+                # A second one ends us at once, without a word, however busy we are with cleaning up.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                message = "interrupted; what was committed stays, run again to go on"
+                _fail(message, "interrupted", _INTERRUPTED, as_json)
+            case Exception():
+                message = f"unexpected {type(error).__name__}: {error}; --debug shows where"
+                _fail(message, BatchcapError.code, BatchcapError.exit_status, as_json)
+            case _:
+                raise
 
 
 def _fail(message: str, code: str, status: int, as_json: bool) -> NoReturn:
-    print(f"batchcap: {message}", file=sys.stderr)
+    from batchcap.console import print_error
+
+    print_error(message)
     if as_json:
         _print_json({"error": {"code": code, "message": message}})
     raise typer.Exit(status)
@@ -320,4 +396,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """The command `batchcap`."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that this terminal's encoding lacks is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()

@@ -1,9 +1,10 @@
 """What the command line shows to people: progress, tables, summaries. Results themselves go to stdout."""
 
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -14,12 +15,14 @@ from rich.text import Text
 from batchcap.catalog import QuarantinedFile, SearchHit, Status
 from batchcap.pipeline import Progress, RunReport
 
+# What would break a line, move the cursor, or can't be encoded.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class ProgressBar(Progress):
     """A progress bar on stderr; silent where stderr is no terminal. A context manager."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
         self._bar = RichProgress(
             TextColumn("captioning"),
             BarColumn(),
@@ -28,8 +31,8 @@ class ProgressBar(Progress):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[quarantined]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task("", total=None, rate="", quarantined="")
         self._planned = self._quarantined = 0
@@ -67,7 +70,7 @@ def summary(report: RunReport) -> str:
     if report.images_per_s:
         done[0] += f" ({report.images_per_s:.1f} images/s)"
     if report.known:
-        done.append(f"{report.known:,} moved or copied")
+        done.append(f"{report.known:,} moved, copied or touched")
     done.append(f"{report.unchanged:,} unchanged")
     lines = [", ".join(done) + f", {report.total_s:.1f} s"]
     if report.quarantined:
@@ -83,35 +86,37 @@ def summary(report: RunReport) -> str:
 
 def print_hits(hits: Sequence[SearchHit]) -> None:
     """Hits for a person: the caption with its found words marked, and where the picture is."""
-    console = Console()
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         for hit in hits:
-            print(f"{hit.uri}\t{hit.caption}")
+            print(f"{on_one_line(hit.uri)}\t{on_one_line(hit.caption)}")
         return
+    console = Console()
     for hit in hits:
         caption = Text(hit.caption)
         for start, end in hit.spans:
             caption.stylize("bold green", start, end)
-        console.print(caption, Text(f"  {hit.uri}", style="dim"), sep="\n")
+        console.print(caption, Text(f"  {on_one_line(hit.uri)}", style="dim"), sep="\n")
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on a terminal, tab-separated values elsewhere."""
-    console = Console()
-    if not console.is_terminal:
-        for row in (columns, *rows):
-            print("\t".join("" if value is None else _on_one_line(value) for value in row))
+    if not sys.stdout.isatty():
+        print("\t".join(map(on_one_line, columns)))
+        for row in rows:
+            print("\t".join("" if value is None else on_one_line(value) for value in row))
         return
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(Text(on_one_line(column)))
     for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
-    console.print(table)
+        table.add_row(*(Text("" if value is None else on_one_line(value)) for value in row))
+    Console().print(table)
 
 
 def print_status(status: Status) -> None:
     """What a catalog holds."""
-    print(f"{status.images:,} images in {status.locations:,} files", end="")
-    print(f" ({status.vanished:,} vanished)" if status.vanished else "")
+    vanished = f" ({status.vanished:,} vanished)" if status.vanished else ""
+    print(f"{status.images:,} images in {status.locations:,} files{vanished}")
     for count in status.captions:
         model = "people" if count.model is None else f"{count.model} ({(count.fingerprint or '')[:12]})"
         print(f"{count.images:,} captions by {model}")
@@ -122,8 +127,9 @@ def print_status(status: Status) -> None:
     if status.runs:
         print("latest runs:")
     for run in status.runs:
-        counts = ", ".join(f"{count:,} {name}" for name, count in run.counts.items())
-        print(f"  {run.started_at:%Y-%m-%d %H:%M:%S} UTC  {run.state}  {' '.join(run.source)}  {counts}")
+        counts = ", ".join(f"{count:,} {name}" for name, count in run.counts.items()) or "nothing to do"
+        sources = " ".join(map(on_one_line, run.source))
+        print(f"  {run.started_at:%Y-%m-%d %H:%M:%S} UTC  {run.state}  {sources}  {counts}")
 
 
 def print_quarantine(files: Sequence[QuarantinedFile]) -> None:
@@ -132,13 +138,21 @@ def print_quarantine(files: Sequence[QuarantinedFile]) -> None:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
-    print(f"batchcap: {message}", file=sys.stderr)
+    """One line on stderr, whatever the message quotes."""
+    print(f"batchcap: {_escape(message)}", file=sys.stderr)
 
 
-def _reasons(counts: dict[str, int]) -> str:
+def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
 
 
-def _on_one_line(value: Any) -> str:
-    return str(value).replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+def on_one_line(value: object) -> str:
+    """A value as text that stays on its line and leaves a terminal alone; what doesn't is escaped.
+
+    Backslashes are doubled, so that nothing is lost.
+    """
+    return _escape(str(value).replace("\\", "\\\\"))
+
+
+def _escape(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

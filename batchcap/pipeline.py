@@ -25,7 +25,7 @@ from batchcap.captioner.protocol import CaptionerSource
 from batchcap.catalog import Captioned, Catalog, Failure, ModelInfo, Run, Wave
 from batchcap.collection import FileEntry, resolve_sources, scan, uri_to_path
 from batchcap.errors import PipelineError, Reason, SourceError
-from batchcap.loading import DEFAULT_DECODE_TIMEOUT_S, ImageLoader
+from batchcap.loading import DEFAULT_DECODE_TIMEOUT_S
 
 _SEAL_ROWS = 50_000
 _SEAL_INTERVAL_S = 600.0
@@ -62,11 +62,11 @@ class RunReport:
     Args:
         run_id: None where there was nothing to do.
         captioned: files that got a caption from the model.
-        known: files that were moved or copied, and kept the caption of their content.
+        known: files whose content has a caption already: they were moved, copied or merely touched.
         unchanged: files that were done already.
         quarantined: files that this run put into quarantine, by reason.
         still_quarantined: files that are in quarantine from earlier and were not tried again.
-        stale: files whose caption is another model's.
+        stale: files that keep the caption of another model.
         skipped: names that the scan left out, by reason.
         timed_files: files that were committed after the first batch, hence without the start-up.
         captioning_s: seconds in which they were.
@@ -184,7 +184,8 @@ class _Indexing:
         """Captions the files of one wave and commits them batch by batch."""
         self._report.unchanged += wave.unchanged
         self._report.still_quarantined += wave.quarantined
-        self._report.stale += wave.stale
+        if not self._options.recaption:
+            self._report.stale += wave.stale
         self._progress.plan(len(wave.todo) + len(wave.maybe_known))
         todo = sorted([*wave.todo, *self._commit_known(wave.maybe_known)], key=lambda entry: entry.uri)
         if not todo:
@@ -212,10 +213,11 @@ class _Indexing:
                 hashed = [(entry, digest) for entry, digest in zip(chunk, hashes, strict=True) if digest]
                 # A file that can't be read goes on, so that one place decides what is wrong with it.
                 unknown += [entry for entry, digest in zip(chunk, hashes, strict=True) if not digest]
-                unknown += self._run.commit_known(hashed, recaption=self._options.recaption)
-        known = len(entries) - len(unknown)
-        self._report.known += known
-        self._progress.advance(known, 0)
+                to_caption = self._run.commit_known(hashed, recaption=self._options.recaption)
+                unknown += to_caption
+                known = len(hashed) - len(to_caption)
+                self._report.known += known
+                self._progress.advance(known, 0)
         return unknown
 
     def _commit(self, batch: pa.Table) -> None:

@@ -8,11 +8,9 @@ import math
 import os
 import re
 import signal
-import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +30,7 @@ import ray.data
 import ray.exceptions
 
 from batchcap.captioner.protocol import CaptionerSource
+from batchcap.captioner.quiet import quiet_stderr
 from batchcap.collection import FileEntry, uri_to_path
 from batchcap.errors import PipelineError
 from batchcap.loading import ImageLoader
@@ -47,7 +46,8 @@ _NO_PROGRESS_TIMEOUT_S = 300
 # Where there is no GPU: more threads than this don't make one network faster.
 _THREADS_PER_WORKER = 4
 # An actor that died is started again; what it was working on is tried once more, not for ever.
-_RETRIES = {"max_restarts": -1, "max_task_retries": 1}
+_MAX_RESTARTS = -1
+_MAX_TASK_RETRIES = 1
 
 _FILE_FIELDS = [
     pa.field("uri", pa.string()),
@@ -125,7 +125,8 @@ class LoadImages:
                 for name in ("width", "height", "format", "taken_at")
             },
             "reason": [file.reason for file in loaded],
-            "detail": [file.detail for file in loaded],
+            # What a decoder says may quote bytes of the file; Arrow takes nothing but valid UTF-8.
+            "detail": [file.detail.encode("utf-8", "backslashreplace").decode() for file in loaded],
             "pixels": [image and image.pixels.tobytes() for image in images],
         }
         arrays = [pa.array(values, LOADED_SCHEMA.field(name).type) for name, values in columns.items()]
@@ -149,16 +150,16 @@ class CaptionWorker:
     def __call__(self, loaded: pa.Table) -> pa.Table:
         """`LOADED_SCHEMA` -> `CAPTIONED_SCHEMA`, row by row; rows with a reason pass through."""
         pixels = loaded["pixels"]
-        captions = iter(
-            self._captioner.caption(
-                [
-                    np.frombuffer(value.as_buffer(), np.uint8).reshape(self._shape)
-                    for value in pixels
-                    if value.is_valid
-                ]
-            )
-        )
-        per_row = [next(captions) if value.is_valid else None for value in pixels]
+        images = [
+            np.frombuffer(value.as_buffer(), np.uint8).reshape(self._shape)
+            for value in pixels
+            if value.is_valid
+        ]
+        captions = self._captioner.caption(images) if images else []
+        if len(captions) != len(images):
+            raise PipelineError(f"the captioner gave {len(captions)} captions for {len(images)} images")
+        following = iter(captions)
+        per_row = [next(following) if value.is_valid else None for value in pixels]
         arrays = [
             pa.array([caption and getattr(caption, field.name) for caption in per_row], field.type)
             for field in _CAPTION_FIELDS
@@ -169,7 +170,7 @@ class CaptionWorker:
 
 def caption_files(
     entries: Sequence[FileEntry], captioner: CaptionerSource, options: "IndexOptions"
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Loads and captions files in Ray's workers.
 
     Args:
@@ -183,31 +184,44 @@ def caption_files(
     Raises:
         PipelineError: Ray or the captioner failed.
     """
-    _start_ray()
+    start_ray()
     available = ray.cluster_resources()
     cpus = int(available.get("CPU", 1))
     resources = share_out(cpus, int(available.get("GPU", 0)))
     files = pa.Table.from_pylist(
-        [
-            {"uri": e.uri, "size_bytes": e.size_bytes, "mtime_ns": e.mtime_ns, "etag": e.etag}
-            for e in entries
-        ],
+        [{"uri": e.uri, "size_bytes": e.size_bytes, "mtime_ns": e.mtime_ns, "etag": e.etag} for e in entries],
         schema=FILE_SCHEMA,
     )
-    dataset = _build(files, captioner, options, resources)
+    dataset = build_dataset(files, captioner, options, resources)
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ray.exceptions.RayError as error:
+    except Exception as error:
+        # Ray's own errors are of many families, and a worker's exception comes as what it was.
         raise PipelineError(f"captioning stopped: {_cause(error)}; run again to go on from here") from error
+    finally:
+        # Who stops early must not leave workers behind. Ray Data leaves it to the garbage collector, and has
+        # no public way to say it; this one ends the execution, whatever its name.
+        dataset._synchronize_progress_bar()
 
 
-def _build(
+def build_dataset(
     files: pa.Table, captioner: CaptionerSource, options: "IndexOptions", resources: Resources
 ) -> ray.data.Dataset:
+    """The two stages over a table of files; nothing runs before its batches are asked for.
+
+    Args:
+        files: of `FILE_SCHEMA`.
+        captioner: what captions.
+        options: batch size and time limits.
+        resources: how the machine is shared out.
+
+    Returns:
+        Rows of `CAPTIONED_SCHEMA`.
+    """
     with warnings.catch_warnings():
         # `max_restarts` and `max_task_retries` have no other way in until Ray 2.64.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        return (
+        dataset = (
             ray.data.from_arrow(files, override_num_blocks=math.ceil(len(files) / _ROWS_PER_BLOCK))
             .map_batches(
                 LoadImages,
@@ -218,29 +232,37 @@ def _build(
                 # Other resources than the next stage's: equal ones would be fused into one process, which
                 # would then decode and caption by turns.
                 num_cpus=0.25,
-                **_RETRIES,
+                max_restarts=_MAX_RESTARTS,
+                max_task_retries=_MAX_TASK_RETRIES,
             )
             .map_batches(
                 CaptionWorker,
-                batch_size=_ROWS_PER_BLOCK,
+                # A block at once, as it comes: with a size, Ray would gather blocks until they reach it.
+                batch_size=None,
                 batch_format="pyarrow",
                 fn_constructor_args=(captioner, options.batch_size, resources.threads_per_worker),
                 compute=ray.data.ActorPoolStrategy(size=resources.caption_workers),
                 num_cpus=0.5,
                 num_gpus=resources.gpus_per_worker,
-                **_RETRIES,
+                max_restarts=_MAX_RESTARTS,
+                max_task_retries=_MAX_TASK_RETRIES,
             )
         )
+    # Set here and not for the process: whoever calls us from a program has settings of their own.
+    dataset.context.enable_progress_bars = False
+    dataset.context.max_errored_blocks = 0
+    dataset.context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    return dataset
 
 
-def _start_ray() -> None:
+def start_ray() -> None:
     """Starts Ray on this machine, unless the process has it running."""
     if ray.is_initialized():
         return
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        with _silenced_stderr():
+        with quiet_stderr():
             ray.init(
                 address="local",  # never somebody else's cluster that happens to run here
                 include_dashboard=False,
@@ -253,32 +275,19 @@ def _start_ray() -> None:
     if in_main_thread:
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_errored_blocks = 0
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
-
-
-@contextmanager
-def _silenced_stderr() -> Iterator[None]:
-    """Ray's C++ side announces there that its log level was set; its errors come as exceptions."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    # `log_to_driver` does not cover what Ray says of workers that fail, and it says it on stdout, where
+    # results are printed. There is no public switch.
+    ray._private.worker._worker_logs_enabled = False
 
 
 def _cause(error: BaseException) -> str:
     """What went wrong in a worker, in one line: Ray hands its exceptions on as text, wrapped in its own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in lines:
-        if found := _EXCEPTION_LINE.match(line):
-            name, message = found.groups()
-            return message if name.startswith("batchcap.") else f"{name}: {message}"
+    found = [match.groups() for line in lines if (match := _EXCEPTION_LINE.match(line))]
+    ours = [message for name, message in found if name.startswith("batchcap.")]
+    if ours:
+        return ours[-1]
+    # Of a chain the last one is what was raised in the end.
+    if found:
+        return ": ".join(found[-1])
     return lines[0] if lines else type(error).__name__

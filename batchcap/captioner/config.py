@@ -1,5 +1,6 @@
 """What a captioner is made of and how it decodes: plain values, saved in the bundle. No TensorFlow."""
 
+import operator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -99,6 +100,7 @@ class GenerationConfig:
             `sequence_length`.
 
     Raises:
+        TypeError: the number of beams is not a whole number.
         ValueError: a value that can't work.
     """
 
@@ -107,7 +109,8 @@ class GenerationConfig:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_beams, int) or self.num_beams < 1:
-            raise ValueError("num_beams must be a whole number, at least 1")
+        # index(): a bundle's file could say 2.5.
+        if operator.index(self.num_beams) < 1:
+            raise ValueError("num_beams must be at least 1")
         if self.max_length is not None and self.max_length < 3:
             raise ValueError("max_length must be at least 3: start, a word, end")
