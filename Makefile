@@ -34,8 +34,9 @@ test: venv ## the tests alone
 demo: venv ## caption five photographs and search them
 	$(BIN)/python examples/demo.py demo/photos
 	$(BIN)/batchcap index demo/photos --store demo/store
+	$(BIN)/batchcap sql "SELECT uri, caption FROM captions" --store demo/store
 	$(BIN)/batchcap search dog --store demo/store
-	$(BIN)/batchcap sql "SELECT uri, caption, confidence FROM captions ORDER BY confidence DESC" --store demo/store
+	$(BIN)/batchcap sql "SELECT uri, caption FROM captions WHERE caption LIKE '%man%'" --store demo/store
 
 bench: venv ## run every benchmark
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
