@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from batchcap.captioner.config import CaptionerConfig
+from model_training.datasets import Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +14,10 @@ class TrainConfig:
 
     Args:
         data: folder of the images.
-        captions: tab-separated file with the columns `image` and `caption`, a caption a line.
-        train_split: file with the names of the images to train on, a name a line.
-        dev_split: file with the names of the images to choose the best epoch on.
+        captions: file of captions.
+        train_split: file with the names of the images to train on, a name a line; None for the captions' own
+            split, or chance.
+        dev_split: file with the names of the images to choose the best epoch on; both files or neither.
         artifact_dir: folder of the finished bundle.
         captioner: the shape of the network; its vocabulary_size is an upper bound.
         backbone_weights: `imagenet`, `none`, or a file.
@@ -32,16 +34,18 @@ class TrainConfig:
         min_count: words seen less often are unknown words.
         num_beams: beams of the finished bundle, unless told otherwise.
         length_penalty: of these beams; see GenerationConfig.
-        seed: of weights, order and dropout.
+        seed: of weights, order, dropout and a split by chance.
         limit: use so many training and dev images at most; 0 for all.
         wandb: `online`, `offline` or `disabled`.
         wandb_project: the W&B project.
+        format: of the captions; see `read_dataset`.
+        dev_share: share of the images to choose on where chance decides.
     """
 
     data: Path
     captions: Path
-    train_split: Path
-    dev_split: Path
+    train_split: Path | None = None
+    dev_split: Path | None = None
     artifact_dir: Path = Path("local_runs/default_run")
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
     backbone_weights: str = "imagenet"
@@ -61,3 +65,5 @@ class TrainConfig:
     limit: int = 0
     wandb: Literal["online", "offline", "disabled"] = "disabled"
     wandb_project: str = "batchcap"
+    format: Format = "auto"
+    dev_share: float = 0.05

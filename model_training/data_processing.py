@@ -1,4 +1,4 @@
-"""A captioned data set on disk -> features and token ids in memory-mapped arrays.
+"""Captioned images on disk -> features and token ids in memory-mapped arrays.
 
 Pictures go through `batchcap.captioner.images.decode_image` and captions through the `Tokenizer`, the very
 code that captions collections later, so that training and serving can't drift apart.
@@ -7,7 +7,6 @@ code that captions collections later, so that training and serving can't drift a
 import hashlib
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,22 +18,10 @@ from batchcap.captioner.images import ImageSpec, decode_image
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import PADDING, Tokenizer
 from batchcap.errors import ImageError, TrainingError
+from model_training.datasets import CaptionedImage
 
 # Caption lengths are padded to multiples of this, so that a training step is traced for few shapes.
 _LENGTH_STEP = 4
-
-
-@dataclass(frozen=True, slots=True)
-class CaptionedImage:
-    """One image of a data set.
-
-    Args:
-        name: its file name in the data folder.
-        captions: what people wrote about it, as they wrote it.
-    """
-
-    name: str
-    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,37 +50,6 @@ class TrainBatch:
 
     features: np.ndarray
     token_ids: np.ndarray
-
-
-def read_captions(path: Path, split: Path, *, limit: int = 0) -> tuple[CaptionedImage, ...]:
-    """Reads the images of one split with their captions.
-
-    Args:
-        path: tab-separated, with a header and the columns `image` and `caption`.
-        split: names of images, a name a line.
-        limit: take so many images at most; 0 for all.
-
-    Raises:
-        TrainingError: a file is missing or not of this form, or no image of the split has a caption.
-    """
-    try:
-        header, *lines = path.read_text(encoding="utf-8").split("\n")
-        names = [name for name in split.read_text(encoding="utf-8").split("\n") if name]
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"can't read the captions: {error}") from error
-    columns = header.split("\t")
-    if "image" not in columns or "caption" not in columns:
-        raise TrainingError(f"{path} needs the tab-separated columns image and caption, but has {header!r}")
-    image_column, caption_column = columns.index("image"), columns.index("caption")
-    captions: dict[str, list[str]] = defaultdict(list)
-    for line in lines:
-        fields = line.split("\t")
-        if len(fields) == len(columns) and fields[caption_column].strip():
-            captions[fields[image_column]].append(fields[caption_column])
-    images = tuple(CaptionedImage(name, tuple(captions[name])) for name in names if name in captions)
-    if not images:
-        raise TrainingError(f"no image of {split} has a caption in {path}")
-    return images[:limit] if limit else images
 
 
 def load_features(

@@ -21,6 +21,7 @@ from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.images import decode_image
 from batchcap.captioner.protocol import Caption, CaptionerProtocol
 from batchcap.errors import BatchcapError, ImageError
+from model_training.datasets import Format, Subset, read_subset
 from model_training.metrics import bleu, cider_d
 
 _CHUNK = 256
@@ -61,8 +62,10 @@ def evaluate(
 def main(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     data: Annotated[Path, typer.Option(help="Folder of the images.")],
-    captions: Annotated[Path, typer.Option(help="Tab-separated: image, caption.")],
-    split: Annotated[Path, typer.Option(help="Names of the images to score on.")],
+    captions: Annotated[Path, typer.Option(help="File of captions.")],
+    format: Annotated[Format, typer.Option(help="Of the captions.")] = "auto",
+    split: Annotated[Path | None, typer.Option(help="Names of the images to score on.")] = None,
+    subset: Annotated[Subset | None, typer.Option(help="Of the captions' own split.  [default: val]")] = None,
     num_beams: Annotated[list[int] | None, typer.Option(help="Beams; may be repeated.")] = None,
     limit: Annotated[int, typer.Option(help="Images; 0 for all.")] = 0,
     save: Annotated[
@@ -73,10 +76,10 @@ def main(
     """Score a bundle on captioned images; one JSON object for each number of beams."""
     try:
         from batchcap.captioner.captioner import Captioner
-        from model_training.data_processing import read_captions
 
         opened = Bundle.open(bundle)
-        images = read_captions(captions, split, limit=limit)
+        images, summary = read_subset(captions, format=format, split=split, subset=subset, limit=limit)
+        print(summary, file=sys.stderr)
         references: dict[str, Sequence[str]] = {image.name: image.captions for image in images}
         written: dict[str, Any] = {}
         scored: list[dict[str, float]] = []
@@ -92,7 +95,7 @@ def main(
             for scores in scored:
                 # A rate is the machine's, not the model's.
                 del scores["images_per_s"]
-            text = json.dumps({split.name: scored}, indent=2)
+            text = json.dumps({split.name if split else subset or "val": scored}, indent=2)
             (bundle / "metrics.json").write_text(text + "\n", encoding="utf-8")
         if samples is not None:
             samples.write_text(json.dumps(written, indent=1), encoding="utf-8")

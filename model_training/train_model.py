@@ -17,6 +17,7 @@ from batchcap.captioner.config import Backbone, CaptionerConfig
 from batchcap.captioner.images import ImageSpec
 from batchcap.errors import BatchcapError, UsageError
 from model_training.config import TrainConfig
+from model_training.datasets import Format
 
 app = typer.Typer(
     add_completion=False,
@@ -37,9 +38,17 @@ _DATA, _NETWORK, _TRAINING, _RESULTS = "Data", "Network", "Training", "Results"
 @app.command()
 def train_model(
     data: Annotated[Path, _option("data", "Folder of the images.", _DATA)],
-    captions: Annotated[Path, _option("captions", "Tab-separated: image, caption.", _DATA)],
-    train_split: Annotated[Path, _option("train_split", "Names of the images to train on.", _DATA)],
-    dev_split: Annotated[Path, _option("dev_split", "Names of the images to choose on.", _DATA)],
+    captions: Annotated[Path, _option("captions", "File of captions.", _DATA)],
+    format: Annotated[Format, _option("format", "Of the captions.", _DATA)] = "auto",
+    train_split: Annotated[
+        Path | None, _option("train_split", "Names of the images to train on.", _DATA)
+    ] = None,
+    dev_split: Annotated[
+        Path | None, _option("dev_split", "Names of the images to choose on.", _DATA)
+    ] = None,
+    dev_share: Annotated[
+        float, _option("dev_share", "Of the images, to choose on, if nothing else splits them.", _DATA)
+    ] = 0.05,
     limit: Annotated[int, _option("limit", "Images of each split; 0 for all.", _DATA, min=0)] = 0,
     cache_dir: Annotated[Path, _option("cache_dir", "Keeps CNN features for later runs.", _DATA)] = Path(
         "local_runs/cache"
@@ -94,7 +103,7 @@ def train_model(
     label_smoothing: Annotated[
         float, _option("label_smoothing", "Spread over all words.", _TRAINING, min=0.0, max=0.9)
     ] = 0.0,
-    seed: Annotated[int, _option("seed", "Of weights, order and dropout.", _TRAINING)] = 0,
+    seed: Annotated[int, _option("seed", "Of weights, order, dropout, split.", _TRAINING)] = 0,
     artifact_dir: Annotated[Path, _option("artifact_dir", "Folder of the bundle.", _RESULTS)] = Path(
         "./local_runs/default_run"
     ),
@@ -153,6 +162,8 @@ def train_model(
             limit=limit,
             wandb=wandb,
             wandb_project=wandb_project,
+            format=format,
+            dev_share=dev_share,
         )
         # Importing TensorFlow takes seconds, which `--help` and a wrong option should not.
         from model_training.training import train

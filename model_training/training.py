@@ -18,7 +18,8 @@ from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import PADDING, Tokenizer
 from batchcap.errors import TrainingError
 from model_training.config import TrainConfig
-from model_training.data_processing import FeatureSet, TrainBatch, load_features, read_captions, train_batches
+from model_training.data_processing import FeatureSet, TrainBatch, load_features, train_batches
+from model_training.datasets import Dataset, read_dataset
 from model_training.metrics import bleu, cider_d
 from model_training.pretrained import load_backbone_weights
 from model_training.training_utils import Tracker, model_card
@@ -42,10 +43,18 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
         TrainingError: data or options can't work, or the loss is no longer finite.
     """
     keras.utils.set_random_seed(config.seed)
-    train_images = read_captions(config.captions, config.train_split, limit=config.limit)
-    dev_images = read_captions(config.captions, config.dev_split, limit=config.limit)
+    dataset = read_dataset(
+        config.captions,
+        format=config.format,
+        train_split=config.train_split,
+        dev_split=config.dev_split,
+        dev_share=config.dev_share,
+        seed=config.seed,
+        limit=config.limit,
+    )
+    report(dataset.summary)
     tokenizer = Tokenizer.from_captions(
-        (caption for image in train_images for caption in image.captions),
+        (caption for image in dataset.train for caption in image.captions),
         vocabulary_size=config.captioner.vocabulary_size,
         min_count=config.min_count,
     )
@@ -56,7 +65,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
 
     train_set, dev_set = (
         load_features(model, images, config.data, config.cache_dir, backbone_weights=config.backbone_weights)
-        for images in (train_images, dev_images)
+        for images in (dataset.train, dataset.dev)
     )
     for name, reason in (*train_set.failed, *dev_set.failed):
         report(f"left out {name}: {reason}")
@@ -83,15 +92,18 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
                 scores |= captioner.score(dev_set)
                 if scores["dev_cider_d"] > best_cider:
                     best_cider = scores["dev_cider_d"]
-                    _write(config, model, tokenizer, generation, scores)
+                    _write(config, dataset, model, tokenizer, generation, scores)
             tracker.log(scores)
             report("  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+        names = "".join(f"{image.name}\n" for image in dataset.dev)
+        (config.artifact_dir / "dev.txt").write_text(names, encoding="utf-8")
         tracker.finish(config.artifact_dir)
     return config.artifact_dir
 
 
 def _write(
     config: TrainConfig,
+    dataset: Dataset,
     model: CaptionModel,
     tokenizer: Tokenizer,
     generation: GenerationConfig,
@@ -105,7 +117,7 @@ def _write(
         tokenizer=tokenizer,
         weights={name: weight.numpy() for name, weight in model.weights_by_name().items()},
         metrics=scores,
-        model_card=model_card(config, model, scores),
+        model_card=model_card(config, dataset, model, scores),
         half_precision=True,
     )
 

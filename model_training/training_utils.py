@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from batchcap.captioner.model import CaptionModel
 from model_training.config import TrainConfig
+from model_training.datasets import Dataset
 
 
 class Tracker:
@@ -66,7 +67,9 @@ class Tracker:
             self._wandb_run.log_artifact(str(artifact_dir), name=artifact_dir.name, type="model")
 
 
-def model_card(config: TrainConfig, model: CaptionModel, scores: Mapping[str, float]) -> str:
+def model_card(
+    config: TrainConfig, dataset: Dataset, model: CaptionModel, scores: Mapping[str, float]
+) -> str:
     """The card that a fresh bundle gets: what it is and how it was trained, in Markdown."""
     shape = model.config
     return f"""# {config.artifact_dir.name}
@@ -75,7 +78,7 @@ A captioner of {model.count_params() / 1e6:.1f} million parameters: {shape.backb
 {shape.image.image_size} pixels, {shape.enc_layers} encoder and {shape.dec_layers} decoder blocks of width
 {shape.embed_dim}, {shape.vocabulary_size} tokens.
 
-Trained on the images of `{config.train_split.name}`, chosen on those of `{config.dev_split.name}` at epoch
+Trained on images of `{config.captions.name}`, chosen on others of it (split by {dataset.split_by}) at epoch
 {scores["epoch"]} of {config.epochs}: BLEU-4 {scores["dev_bleu_4"]:.3f}, CIDEr-D
 {scores["dev_cider_d"]:.1f} with {config.num_beams} beams.
 """

@@ -1,4 +1,4 @@
-"""Captions and pictures on disk -> what the trainer takes."""
+"""Captioned pictures on disk -> what the trainer takes."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,13 +11,8 @@ from batchcap.captioner.images import decode_image
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import END, PADDING, START, Tokenizer
 from batchcap.errors import TrainingError
-from model_training.data_processing import (
-    CaptionedImage,
-    FeatureSet,
-    load_features,
-    read_captions,
-    train_batches,
-)
+from model_training.data_processing import FeatureSet, load_features, train_batches
+from model_training.datasets import CaptionedImage, read_dataset
 from model_training.pretrained import load_backbone_weights
 from tests.conftest import DataSet
 
@@ -30,38 +25,15 @@ def model(tiny_config: CaptionerConfig) -> CaptionModel:
     return model
 
 
-def test_captions_are_read_split_by_split_in_the_order_of_the_split(data_set: DataSet) -> None:
-    images = read_captions(data_set.captions, data_set.train_split)
-    assert [image.name for image in images] == data_set.train_split.read_text().split()
-    assert images[0].captions == ("A red square .", "The square is red , all of it .")
-    assert read_captions(data_set.captions, data_set.train_split, limit=3) == images[:3]
-
-
-@pytest.mark.parametrize(
-    ("captions", "split", "message"),
-    [
-        ("file\ttext\na.png\tA cat .\n", "a.png\n", "needs the tab-separated columns image and caption"),
-        ("image\tcaption\na.png\tA cat .\n", "b.png\n", "no image of"),
-        ("image\tcaption\na.png\t  \n", "a.png\n", "no image of"),
-        (None, "a.png\n", "can't read the captions"),
-        ("", "a.png\n", "needs the tab-separated columns"),
-    ],
-)
-def test_bad_captions_are_one_line_that_says_what_is_wrong(
-    tmp_path: Path, captions: str | None, split: str, message: str
-) -> None:
-    if captions is not None:
-        (tmp_path / "captions.tsv").write_text(captions)
-    (tmp_path / "split.txt").write_text(split)
-    with pytest.raises(TrainingError, match=message) as raised:
-        read_captions(tmp_path / "captions.tsv", tmp_path / "split.txt")
-    assert "\n" not in str(raised.value)
+def train_images(data_set: DataSet) -> tuple[CaptionedImage, ...]:
+    splits = {"train_split": data_set.train_split, "dev_split": data_set.dev_split}
+    return read_dataset(data_set.captions, **splits).train
 
 
 def test_features_are_those_of_the_served_pixels_and_of_their_mirror_image(
     data_set: DataSet, model: CaptionModel, tmp_path: Path
 ) -> None:
-    images = read_captions(data_set.captions, data_set.train_split)
+    images = train_images(data_set)
     found = load_features(model, images, data_set.data, tmp_path, backbone_weights="none", batch_size=4)
     assert found.features.shape == (15, 2, *model.feature_shape)
     for row in (0, 7, 14):
@@ -73,7 +45,7 @@ def test_features_are_those_of_the_served_pixels_and_of_their_mirror_image(
 def test_a_broken_picture_is_reported_and_left_out(
     data_set: DataSet, model: CaptionModel, tmp_path: Path
 ) -> None:
-    images = read_captions(data_set.captions, data_set.train_split)
+    images = train_images(data_set)
     found = load_features(model, images, data_set.data, tmp_path, backbone_weights="none")
     assert [name for name, _ in found.failed] == ["23.png"]
     assert "23.png" not in {image.name for image in found.images}
@@ -85,7 +57,7 @@ def test_a_broken_picture_is_reported_and_left_out(
 def test_features_are_computed_once_and_again_when_a_file_changes(
     data_set: DataSet, model: CaptionModel, tmp_path: Path
 ) -> None:
-    images = read_captions(data_set.captions, data_set.train_split, limit=3)
+    images = train_images(data_set)[:3]
     data = tmp_path / "images"
     data.mkdir()
     for image in images:

@@ -113,6 +113,31 @@ def test_evaluation_scores_what_serves(data_set: DataSet, trained: tuple[Path, s
     assert len(json.loads(samples.read_text())["3"]) == 7
 
 
+def test_without_a_split_the_drawn_images_are_listed_for_the_evaluation(
+    data_set: DataSet, tmp_path: Path
+) -> None:
+    every = {"data": data_set.data, "captions": data_set.captions, "cache_dir": tmp_path / "cache"}
+    every |= {"artifact_dir": tmp_path / "run", "dev_share": 0.25, "epochs": 1, **SHAPE}
+    arguments = [text for name, value in every.items() for text in (f"--{name}", str(value))]
+    result = CliRunner().invoke(train_model.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "48 captions of 24 images; 18 to train on, 6 to choose on, split by chance" in result.stdout
+    assert "split by chance" in (tmp_path / "run" / "README.md").read_text()
+    assert len((tmp_path / "run" / "dev.txt").read_text().split()) == 6
+
+    app = evaluate.typer.Typer()
+    app.command()(evaluate.main)
+    arguments = [str(tmp_path / "run"), "--data", str(data_set.data), "--captions", str(data_set.captions)]
+    scored = CliRunner().invoke(app, [*arguments, "--split", str(tmp_path / "run" / "dev.txt")])
+    assert scored.exit_code == 0, scored.output
+    scores = json.loads(scored.stdout)
+    assert scores["images"] + scores["failed"] == 6
+    assert "6 images of" in scored.stderr
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2
+    assert "has no split of its own" in refused.stderr
+
+
 def test_wrong_options_are_one_line(data_set: DataSet, tmp_path: Path) -> None:
     for options, status, message in (
         ({"captions": tmp_path / "no.tsv"}, 1, "can't read the captions"),
