@@ -60,7 +60,7 @@ class RunReport:
     """What a run did.
 
     Args:
-        run_id: None where there was nothing to do.
+        run_id: None until the run has taken the catalog.
         captioned: files that got a caption from the model.
         known: files whose content has a caption already: they were moved, copied or merely touched.
         unchanged: files that were done already.
