@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import platformdirs
 import typer
@@ -75,11 +76,8 @@ class _Place:
         folder = (
             Path(store or platformdirs.user_data_dir("batchcap", appauthor=False)).expanduser().absolute()
         )
-        if "?" in str(folder) and not catalog:
-            raise UsageError(
-                f"{folder}: a store can't have a question mark in its path; choose another folder"
-            )
-        return cls(folder, catalog or f"sqlite:///{folder / 'catalog.db'}")
+        # A URL: any name must come out of it as it went in.
+        return cls(folder, catalog or f"sqlite:///{quote(str(folder / 'catalog.db'))}")
 
 
 @app.command()
@@ -174,7 +172,7 @@ def caption(
             raise typer.Exit(_QUARANTINED)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # -word is a part of the query
 def search(
     query: Annotated[str, typer.Argument(help='Words; also "a phrase", begin*, -without.')],
     limit: Annotated[int, typer.Option(min=1, help="Hits to show.")] = 20,

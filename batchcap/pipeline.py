@@ -193,7 +193,9 @@ class _Indexing:
         # Ray takes seconds to import and start: only for a run that needs it.
         from batchcap.ray_runtime import caption_files
 
-        with closing(caption_files(todo, self._captioner, self._options)) as batches:
+        with closing(
+            caption_files(todo, self._captioner, self._run.model.fingerprint, self._options)
+        ) as batches:
             for batch in batches:
                 self._commit(batch)
 
@@ -218,6 +220,7 @@ class _Indexing:
                 known = len(hashed) - len(to_caption)
                 self._report.known += known
                 self._progress.advance(known, 0)
+                self._seal_if_due(known)
         return unknown
 
     def _commit(self, batch: pa.Table) -> None:
@@ -233,8 +236,12 @@ class _Indexing:
         self._report.quarantined.update(failure.reason.value for failure in failures)
         self._progress.advance(len(captioned) + len(failures), len(failures))
         self._breaker.check(len(captioned), failures)
-        self._unsealed += len(captioned)
-        is_late = now - self._sealed_at > _SEAL_INTERVAL_S
+        self._seal_if_due(len(captioned))
+
+    def _seal_if_due(self, committed: int) -> None:
+        """Seals when enough rows have gathered, the `committed` ones included, or enough time has passed."""
+        self._unsealed += committed
+        is_late = time.monotonic() - self._sealed_at > _SEAL_INTERVAL_S
         if is_late or self._unsealed >= _SEAL_ROWS:
             self.seal()
 

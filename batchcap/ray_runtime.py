@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # Few enough that a kill costs seconds of work, enough that Ray's own cost an image does not show.
 _ROWS_PER_BLOCK = 64
 _OBJECT_STORE_BYTES = 1024**3
-# Without any progress for so long, Ray Data gives up instead of waiting for ever.
+# Without any progress for at least so long, Ray Data gives up instead of waiting for ever; see `_patience_s`.
 _NO_PROGRESS_TIMEOUT_S = 300
 # Where there is no GPU: more threads than this don't make one network faster.
 _THREADS_PER_WORKER = 4
@@ -138,12 +138,21 @@ class CaptionWorker:
 
     Args:
         captioner: what to load.
+        fingerprint: what its fingerprint was when the run was planned.
         batch_size: images that go through the network at once.
         num_threads: CPU threads of the network.
+
+    Raises:
+        PipelineError: the captioner is not the one that the run was planned with.
     """
 
-    def __init__(self, captioner: CaptionerSource, batch_size: int, num_threads: int) -> None:
+    def __init__(
+        self, captioner: CaptionerSource, fingerprint: str, batch_size: int, num_threads: int
+    ) -> None:
         self._captioner = captioner.load_captioner(batch_size=batch_size, num_threads=num_threads)
+        if self._captioner.fingerprint != fingerprint:
+            # Somebody trained it anew meanwhile: its captions would stand under the old model's name.
+            raise PipelineError(f"the model {captioner.name} has changed since the run began")
         size = self._captioner.image_spec.image_size
         self._shape = (size, size, 3)
 
@@ -169,13 +178,14 @@ class CaptionWorker:
 
 
 def caption_files(
-    entries: Sequence[FileEntry], captioner: CaptionerSource, options: "IndexOptions"
+    entries: Sequence[FileEntry], captioner: CaptionerSource, fingerprint: str, options: "IndexOptions"
 ) -> Generator[pa.Table, None, None]:
     """Loads and captions files in Ray's workers.
 
     Args:
         entries: the files.
         captioner: what captions.
+        fingerprint: its fingerprint, as the run has it.
         options: batch size and time limits.
 
     Yields:
@@ -192,7 +202,7 @@ def caption_files(
         [{"uri": e.uri, "size_bytes": e.size_bytes, "mtime_ns": e.mtime_ns, "etag": e.etag} for e in entries],
         schema=FILE_SCHEMA,
     )
-    dataset = build_dataset(files, captioner, options, resources)
+    dataset = build_dataset(files, captioner, fingerprint, options, resources)
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
@@ -205,13 +215,18 @@ def caption_files(
 
 
 def build_dataset(
-    files: pa.Table, captioner: CaptionerSource, options: "IndexOptions", resources: Resources
+    files: pa.Table,
+    captioner: CaptionerSource,
+    fingerprint: str,
+    options: "IndexOptions",
+    resources: Resources,
 ) -> ray.data.Dataset:
     """The two stages over a table of files; nothing runs before its batches are asked for.
 
     Args:
         files: of `FILE_SCHEMA`.
         captioner: what captions.
+        fingerprint: its fingerprint, as the run has it.
         options: batch size and time limits.
         resources: how the machine is shared out.
 
@@ -240,7 +255,12 @@ def build_dataset(
                 # A block at once, as it comes: with a size, Ray would gather blocks until they reach it.
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_constructor_args=(captioner, options.batch_size, resources.threads_per_worker),
+                fn_constructor_args=(
+                    captioner,
+                    fingerprint,
+                    options.batch_size,
+                    resources.threads_per_worker,
+                ),
                 compute=ray.data.ActorPoolStrategy(size=resources.caption_workers),
                 num_cpus=0.5,
                 num_gpus=resources.gpus_per_worker,
@@ -251,8 +271,16 @@ def build_dataset(
     # Set here and not for the process: whoever calls us from a program has settings of their own.
     dataset.context.enable_progress_bars = False
     dataset.context.max_errored_blocks = 0
-    dataset.context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    dataset.context.execution_no_progress_timeout_s = _patience_s(options.decode_timeout_s)
     return dataset
+
+
+def _patience_s(decode_timeout_s: float) -> int:
+    """How long a run may stand still: longer than a block takes of which every file hangs.
+
+    Such a block is tried at once and then file by file, and none of its rows is seen before the last.
+    """
+    return max(_NO_PROGRESS_TIMEOUT_S, math.ceil(2 * (_ROWS_PER_BLOCK + 1) * decode_timeout_s))
 
 
 def start_ray() -> None:

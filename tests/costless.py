@@ -17,7 +17,7 @@ from batchcap.captioner.protocol import Caption
 
 @dataclass(frozen=True)
 class Costless:
-    """Describes a picture by its mean colour; the source of the captioner and the captioner in one.
+    """Describes a picture by its mean colour.
 
     Args:
         name: of the model, and the first word of its captions.
@@ -39,8 +39,8 @@ class Costless:
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
 
-    def load_captioner(self, *, batch_size: int, num_threads: int) -> "Costless":
-        return self
+    def load_captioner(self, *, batch_size: int, num_threads: int) -> "CostlessCaptioner":
+        return CostlessCaptioner(self)
 
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
         if self.fails:
@@ -53,6 +53,24 @@ class Costless:
     def caption_one(self, pixels: np.ndarray) -> Caption:
         red, green, blue = (round(float(mean)) for mean in pixels.mean((0, 1)))
         return Caption(f"{self.name} red {red} green {green} blue {blue}", -1.5, 0.5, 7)
+
+
+@dataclass(frozen=True)
+class CostlessCaptioner:
+    """What a worker loads of a `Costless`."""
+
+    source: Costless
+
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        return self.source.image_spec
+
+    def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
+        return self.source.caption(images)
 
 
 # Ray's workers can't import the tests: they get the class itself.

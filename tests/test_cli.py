@@ -219,6 +219,42 @@ def test_models_that_do_not_work(indexed: Indexed, tmp_path: Path) -> None:
     both(without, str(without / "weights.safetensors"), "missing")
 
 
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("generation.json", {"length_penalty": "x"}),
+        ("generation.json", {"length_penalty": float("nan")}),
+        ("generation.json", {"max_length": 7.5}),
+        ("generation.json", {"num_beams": 2.5}),
+        ("config.json", {"embed_dim": 8.5}),
+        ("config.json", {"sequence_length": None}),
+        ("config.json", {"image": {"image_size": 64.5}}),
+    ],
+)
+def test_a_bundle_with_values_of_a_wrong_type(
+    file: str, values: dict[str, Any], indexed: Indexed, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(indexed.bundle.path, tmp_path / "damaged")
+    content = json.loads((damaged / file).read_text())
+    (content["config"] if file == "config.json" else content).update(values)
+    (damaged / file).write_text(json.dumps(content))
+    result = invoke("caption", indexed.photos / "0.png", "--model", damaged)
+    assert_one_line_error(result, 1, str(damaged / file))
+
+
+@pytest.mark.parametrize("name", ["a%41b", "what?", "#1 50%"])
+def test_any_name_of_a_store_is_taken_as_it_is(name: str, indexed: Indexed, tmp_path: Path) -> None:
+    store = shutil.copytree(indexed.store, tmp_path / name)
+    assert invoke("status", "--store", store).exit_code == 0
+    result = invoke("index", indexed.photos, "--store", store, "--model", indexed.bundle.path)
+    assert (result.exit_code, [path.name for path in tmp_path.iterdir()]) == (0, [name])
+
+
+def test_a_query_may_begin_with_what_must_not_be_there(indexed: Indexed) -> None:
+    result = invoke("search", "-dog", "--store", indexed.store, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["total"]) == (0, 0)
+
+
 def test_damaged_weights(indexed: Indexed, tmp_path: Path) -> None:
     photo = indexed.photos / "0.png"
     weights = shutil.copytree(indexed.bundle.path, tmp_path / "weights") / "weights.safetensors"

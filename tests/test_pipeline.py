@@ -309,3 +309,18 @@ def test_damaged_weights_are_named(collection: Collection, tiny_bundle: Bundle, 
     assert "damaged" in message
     assert "\n" not in message
     assert collection.catalog.status().runs[0].state == "failed"
+
+
+def test_copies_are_sealed_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that recognises a million moved files must not keep them all from Parquet until its end."""
+    monkeypatch.setattr("batchcap.pipeline._SEAL_ROWS", 3)
+    photos, store = tmp_path / "photos", tmp_path / "store"
+    original = make_photo(photos / "0.png", 1)
+    with Catalog.open(f"sqlite:///{store / 'catalog.db'}", mode="write") as catalog:
+        collection = Collection(photos, store, catalog)
+        collection.index()
+        for number in range(1, 10):
+            shutil.copy(original, photos / f"{number}.png")
+        report = collection.index(wave_size=3)
+        assert (report.captioned, report.known) == (0, 9)
+        assert catalog.status().parts == {"done": 4}

@@ -56,6 +56,27 @@ def table_of(*paths: Path) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=FILE_SCHEMA)
 
 
+def worker(source: Costless) -> CaptionWorker:
+    return CaptionWorker(source, source.fingerprint(), batch_size=8, num_threads=1)
+
+
+def test_a_model_that_changed_since_the_run_began_is_refused() -> None:
+    """Its captions would stand under the fingerprint of the one that the run was planned with."""
+    with pytest.raises(PipelineError, match="the model costless has changed since the run began"):
+        CaptionWorker(Costless(), Costless(name="older").fingerprint(), batch_size=8, num_threads=1)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_patience_outlasts_a_block_of_files_that_all_hang() -> None:
+    """A block, 64 files at most, is tried at once and then file by file, before any of its rows is seen."""
+    rows = [{"uri": f"/{number}.jpg", "size_bytes": 1, "mtime_ns": 1} for number in range(1000)]
+    files = pa.Table.from_pylist(rows, schema=FILE_SCHEMA)
+    for timeout_s in (1.0, 60.0, 600.0):
+        options = IndexOptions(decode_timeout_s=timeout_s)
+        dataset = build_dataset(files, Costless(), Costless().fingerprint(), options, share_out(2, 0))
+        assert dataset.context.execution_no_progress_timeout_s >= max(300, 65 * timeout_s)
+
+
 def test_stages_turn_files_into_captions_and_reasons(tmp_path: Path) -> None:
     good, bad = make_photo(tmp_path / "good.png", 1), tmp_path / "bad.jpg"
     bad.write_bytes(b"no picture")
@@ -65,7 +86,7 @@ def test_stages_turn_files_into_captions_and_reasons(tmp_path: Path) -> None:
     assert loaded["reason"].to_pylist() == ["unsupported", None]
     assert loaded["pixels"].is_valid().to_pylist() == [False, True]
 
-    captioned = CaptionWorker(Costless(), 8, 1)(loaded)
+    captioned = worker(Costless())(loaded)
     assert captioned.schema == CAPTIONED_SCHEMA
     pixels = decode_image(good.read_bytes(), Costless().image_spec)
     assert captioned["text"].to_pylist() == [None, Costless().caption_one(pixels).text]
@@ -76,7 +97,7 @@ def test_stages_turn_files_into_captions_and_reasons(tmp_path: Path) -> None:
 def test_a_captioner_is_not_asked_about_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     loaded = LoadImages(Costless(), 30.0)(table_of(tmp_path / "empty.jpg"))
-    captioned = CaptionWorker(Costless(fails=True), 8, 1)(loaded)
+    captioned = worker(Costless(fails=True))(loaded)
     assert captioned["reason"].to_pylist() == ["empty"]
 
 
@@ -88,13 +109,13 @@ class Forgetful(Costless):
 def test_a_captioner_that_loses_an_image_is_refused(tmp_path: Path) -> None:
     loaded = LoadImages(Costless(), 30.0)(table_of(make_photo(tmp_path / "one.png", 1)))
     with pytest.raises(PipelineError, match="0 captions for 1 images"):
-        CaptionWorker(Forgetful(), 8, 1)(loaded)
+        worker(Forgetful())(loaded)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_stages_are_operators_of_their_own(photos: Path) -> None:
     files = table_of(*sorted(photos.iterdir()))
-    dataset = build_dataset(files, Costless(), IndexOptions(), share_out(2, 0))
+    dataset = build_dataset(files, Costless(), Costless().fingerprint(), IndexOptions(), share_out(2, 0))
     stats = dataset.materialize().stats()
     assert "MapBatches(LoadImages):" in stats
     assert "MapBatches(CaptionWorker):" in stats
@@ -104,7 +125,9 @@ def test_stages_are_operators_of_their_own(photos: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_settings_of_the_process_are_left_alone(photos: Path) -> None:
     before = ray.data.DataContext.get_current().copy()
-    build_dataset(table_of(photos / "000.jpg"), Costless(), IndexOptions(), share_out(2, 0))
+    build_dataset(
+        table_of(photos / "000.jpg"), Costless(), Costless().fingerprint(), IndexOptions(), share_out(2, 0)
+    )
     assert ray.data.DataContext.get_current().execution_no_progress_timeout_s == (
         before.execution_no_progress_timeout_s
     )
@@ -114,7 +137,7 @@ def test_settings_of_the_process_are_left_alone(photos: Path) -> None:
 def test_a_killed_worker_loses_nothing(photos: Path, tmp_path: Path) -> None:
     entries = [entry_of(path) for path in sorted(photos.iterdir())]
     died = tmp_path / "died"
-    batches = list(caption_files(entries, Costless(dies_once=died), IndexOptions()))
+    batches = list(caption_files(entries, Costless(dies_once=died), Costless().fingerprint(), IndexOptions()))
     assert died.exists()
     rows = [row for batch in batches for row in batch.to_pylist()]
     assert sorted(row["uri"] for row in rows) == [entry.uri for entry in entries]
@@ -124,7 +147,11 @@ def test_a_killed_worker_loses_nothing(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_failing_captioner_stops_the_run_with_one_line(photos: Path) -> None:
     with pytest.raises(PipelineError) as caught:
-        list(caption_files([entry_of(photos / "000.jpg")], Costless(fails=True), IndexOptions()))
+        list(
+            caption_files(
+                [entry_of(photos / "000.jpg")], Costless(fails=True), Costless().fingerprint(), IndexOptions()
+            )
+        )
     assert str(caught.value) == (
         "captioning stopped: ValueError: the captioner is; run again to go on from here"
     )
@@ -137,7 +164,9 @@ def test_no_worker_outlives_its_run(photos: Path, tmp_path: Path) -> None:
     for path in paths:
         path.hardlink_to(photos / "000.jpg")
     before = set(descendants(os.getpid()))
-    batches = caption_files([entry_of(path) for path in paths], Costless(), IndexOptions())
+    batches = caption_files(
+        [entry_of(path) for path in paths], Costless(), Costless().fingerprint(), IndexOptions()
+    )
     next(batches)
     started = set(descendants(os.getpid())) - before
     workers = {pid: title(pid) for pid in started if "MapBatches" in title(pid)}

@@ -247,9 +247,12 @@ def write_bundle(
             tokenizer.save(staging / _VOCABULARY)
             # Not save_file, which makes the file unreadable for everybody else.
             (staging / WEIGHTS).write_bytes(safetensors.numpy.save(stored))
+            # The older bundle is moved aside and not yet deleted: killed here, nothing is lost.
+            older = staging.with_name(f"{staging.name}-older")
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, older)
             os.replace(staging, path)
+            shutil.rmtree(older, ignore_errors=True)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:

@@ -1,5 +1,6 @@
 """What a captioner is made of and how it decodes: plain values, saved in the bundle. No TensorFlow."""
 
+import math
 import operator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -47,6 +48,7 @@ class CaptionerConfig:
         output_dropout: share dropped before the last layer in training.
 
     Raises:
+        TypeError: a value of another type.
         ValueError: a value that can't work.
     """
 
@@ -70,14 +72,15 @@ class CaptionerConfig:
     def __post_init__(self) -> None:
         if self.backbone not in Backbone.__args__:  # type: ignore[attr-defined]
             raise ValueError(f"backbone {self.backbone!r} is not known")
+        # index(): a damaged file could say 8.5.
         for name in ("embed_dim", "ff_dim", "enc_heads", "dec_heads", "enc_layers", "dec_layers"):
-            if getattr(self, name) < 1:
+            if operator.index(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        if self.key_dim is not None and self.key_dim < 1:
+        if self.key_dim is not None and operator.index(self.key_dim) < 1:
             raise ValueError("key_dim must be at least 1")
-        if self.vocabulary_size < 5:
+        if operator.index(self.vocabulary_size) < 5:
             raise ValueError("vocabulary_size must be at least 5: four special tokens and a word")
-        if self.sequence_length < 3:
+        if operator.index(self.sequence_length) < 3:
             raise ValueError("sequence_length must be at least 3: start, a word, end")
         for name in ("residual_dropout", "attention_dropout", "ff_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -100,7 +103,7 @@ class GenerationConfig:
             `sequence_length`.
 
     Raises:
-        TypeError: the number of beams is not a whole number.
+        TypeError: a value of another type.
         ValueError: a value that can't work.
     """
 
@@ -112,5 +115,7 @@ class GenerationConfig:
         # index(): a bundle's file could say 2.5.
         if operator.index(self.num_beams) < 1:
             raise ValueError("num_beams must be at least 1")
-        if self.max_length is not None and self.max_length < 3:
+        if not math.isfinite(self.length_penalty):
+            raise ValueError("length_penalty must be a number")
+        if self.max_length is not None and operator.index(self.max_length) < 3:
             raise ValueError("max_length must be at least 3: start, a word, end")

@@ -7,6 +7,7 @@ meets the pixels that it was trained on. Nothing here imports TensorFlow.
 import functools
 import io
 import math
+import operator
 import struct
 import warnings
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class ImageSpec:
     max_bytes: int = DEFAULT_MAX_BYTES
 
     def __post_init__(self) -> None:
-        if self.image_size < 1 or self.max_pixels < 1 or self.max_bytes < 1:
+        if min(map(operator.index, (self.image_size, self.max_pixels, self.max_bytes))) < 1:
             raise ValueError("image_size, max_pixels and max_bytes must be positive")
         if self.resize not in ("stretch", "crop"):
             raise ValueError(f"resize must be 'stretch' or 'crop', not {self.resize!r}")

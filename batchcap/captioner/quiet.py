@@ -12,6 +12,9 @@ def quiet_stderr() -> Iterator[None]:
 
     Both take no setting that would stop it. Use it around what starts them, and around nothing else.
     """
+    if sys.stderr is None:  # started with it closed: there is nobody to disturb
+        yield
+        return
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
