@@ -7,10 +7,12 @@ run of days does not keep SQLite's log from being folded into the file.
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, case, exists, false, select
+from sqlalchemy.orm import aliased
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.records import Wave
@@ -43,7 +45,10 @@ class FileIdentity(Protocol):
 
 
 class LocationRow(NamedTuple):
-    """A location and its live caption; the last three are None where there is none."""
+    """A location and its live caption; what is said of the caption is None where there is none.
+
+    `recaptioned`: the live caption is another model's, but the content has one of this model too.
+    """
 
     uri: str
     size_bytes: int
@@ -53,6 +58,7 @@ class LocationRow(NamedTuple):
     caption_id: int | None
     source: str | None
     fingerprint: str | None
+    recaptioned: bool
 
 
 class QuarantineRow(NamedTuple):
@@ -103,7 +109,9 @@ def plan_waves(
     """Yields the work of a run in waves of at most `wave_size` files; see `Catalog.plan`."""
     if wave_size < 1:
         raise ValueError(f"wave_size must be at least 1, not {wave_size}")
-    locations: _SortedRows[LocationRow] = _SortedRows(database, _location_page)
+    locations: _SortedRows[LocationRow] = _SortedRows(
+        database, partial(_location_page, fingerprint=fingerprint)
+    )
     quarantine: _SortedRows[QuarantineRow] = _SortedRows(database, _quarantine_page)
     wave, counted = Wave(), False
     ascending = _ascending(entries)
@@ -117,18 +125,25 @@ def plan_waves(
             # A person's caption is never stale: no model outranks it.
             stale = done and location is not None and location.fingerprint not in (None, fingerprint)
             wave.stale += stale
-            if done and not (stale and recaption):
+            # It failed as another file and is what was captioned again: a look ends its quarantine.
+            restored = done and poison is not None and not same_file(entry, poison)
+            recaptions = stale and recaption
+            if done and not restored and not recaptions:
                 wave.unchanged += 1
                 continue
             if poison is not None and same_file(entry, poison) and not may_retry(poison, retry):
                 wave.quarantined += 1
                 continue
             wave.new += not there
-            wave.changed += there and not stale
+            wave.changed += there and not recaptions
             if known_sizes is None:
                 known_sizes = _known_sizes(database, chunk)
-            # A file that changed, or came back, may hold what is known, and so may one of a known size.
-            maybe_known = not stale and (location is not None or entry.size_bytes in known_sizes)
+            if location is None:
+                maybe_known = entry.size_bytes in known_sizes
+            else:
+                # A file that changed, or came back, may hold what is known. One that is to be captioned again
+                # is only hashed where this model's caption of it is known.
+                maybe_known = location.recaptioned or not recaptions
             (wave.maybe_known if maybe_known else wave.todo).append(entry)
             if len(wave.todo) + len(wave.maybe_known) == wave_size:
                 yield wave
@@ -163,8 +178,12 @@ def _known_sizes(database: Database, entries: "Collection[FileEntry]") -> set[in
         return set(connection.scalars(select(Image.size_bytes).where(Image.size_bytes.in_(sizes)).distinct()))
 
 
-def _location_page(connection: Connection, first_uri: str, rows: int) -> list[LocationRow]:
+def _location_page(
+    connection: Connection, first_uri: str, rows: int, *, fingerprint: str
+) -> list[LocationRow]:
     """Locations from `first_uri` on, each with its live caption."""
+    own = aliased(Caption)
+    has_own = exists().where(own.content_hash == Location.content_hash, own.fingerprint == fingerprint)
     statement = (
         select(
             Location.uri,
@@ -175,6 +194,8 @@ def _location_page(connection: Connection, first_uri: str, rows: int) -> list[Lo
             Image.caption_id,
             Caption.source,
             Caption.fingerprint,
+            # Not looked up where the live caption is this model's own or a person's.
+            case((Caption.fingerprint != fingerprint, has_own), else_=false()),
         )
         .join(Image, Image.content_hash == Location.content_hash)
         .outerjoin(Caption, Caption.id == Image.caption_id)

@@ -85,8 +85,8 @@ class Wave:
         maybe_known: to be hashed first: the content may have a caption already.
         unchanged: captioned before and the same since.
         quarantined: failed before, the same since, and not to be tried again.
-        stale: captioned before, but by another model; with `recaption` they are in `todo`, otherwise
-            in `unchanged`.
+        stale: captioned before, but by another model; with `recaption` they are in `todo` or
+            `maybe_known`, otherwise nearly always in `unchanged`.
         new: in `todo` or `maybe_known`, and the catalog has no such location.
         changed: in `todo` or `maybe_known`, and the file or its image's caption is not what it was.
     """

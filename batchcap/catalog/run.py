@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     and_,
     bindparam,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    not_,
     select,
     update,
 )
@@ -32,7 +34,7 @@ from batchcap.catalog.lock import catalog_lock
 from batchcap.catalog.records import Captioned, Failure, ModelInfo
 from batchcap.catalog.tables import Caption, Image, Location, Model, Quarantine, Result
 from batchcap.catalog.text import search_text
-from batchcap.errors import CatalogError
+from batchcap.errors import CatalogError, Reason
 
 if TYPE_CHECKING:
     from batchcap.collection import FileEntry
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 # Hashes in one IN (...): below every database's limit of parameters.
 _CHUNK = 1000
 _DETAIL_LENGTH = 500
+# These say nothing of what the file holds: it may still be what was captioned.
+_NOT_OF_CONTENT = frozenset({Reason.IO_ERROR, Reason.TIMEOUT, Reason.WORKER_CRASH})
 
 
 class Run:
@@ -144,6 +148,7 @@ class Run:
                 _leave_quarantine(connection, [row.uri for row in captioned])
             if failures:
                 self._enter_quarantine(connection, failures, now)
+                _vanish_overwritten(connection, failures, now)
         self._counts = counts
 
     def commit_known(
@@ -297,11 +302,7 @@ class Run:
     def _enter_quarantine(self, connection: Connection, failures: Sequence[Failure], now: datetime) -> None:
         statement = insert(Quarantine)
         new = statement.excluded
-        # As `plan.same_file` has it: by etag where both have one, else by mtime.
-        same = and_(
-            Quarantine.size_bytes == new.size_bytes,
-            func.coalesce(Quarantine.etag == new.etag, Quarantine.mtime_ns == new.mtime_ns),
-        )
+        same = _same_file(Quarantine, new.size_bytes, new.mtime_ns, new.etag)
         columns = ("size_bytes", "mtime_ns", "etag", "reason", "detail", "run_id", "updated_at")
         connection.execute(
             statement.on_conflict_do_update(
@@ -355,6 +356,44 @@ def _upsert_locations(connection: Connection, rows: list[dict[str, Any]]) -> Non
             index_elements=[Location.uri], set_={name: statement.excluded[name] for name in columns}
         ),
         rows,
+    )
+
+
+def _same_file(
+    row: type[Location] | type[Quarantine],
+    size_bytes: ColumnElement[Any],
+    mtime_ns: ColumnElement[Any],
+    etag: ColumnElement[Any],
+) -> ColumnElement[bool]:
+    """`plan.same_file` in SQL: by size, and by etag where both have one, else by mtime."""
+    return and_(row.size_bytes == size_bytes, func.coalesce(row.etag == etag, row.mtime_ns == mtime_ns))
+
+
+def _vanish_overwritten(connection: Connection, failures: Sequence[Failure], now: datetime) -> None:
+    """Marks locations as vanished whose content was replaced by one that can't be captioned."""
+    overwritten = [
+        {
+            "the_uri": row.uri,
+            "the_size": row.size_bytes,
+            "the_mtime": row.mtime_ns,
+            "the_etag": row.etag,
+        }
+        for row in failures
+        if row.reason not in _NOT_OF_CONTENT
+    ]
+    if not overwritten:
+        return
+    same = _same_file(
+        Location,
+        bindparam("the_size", type_=Location.size_bytes.type),
+        bindparam("the_mtime", type_=Location.mtime_ns.type),
+        bindparam("the_etag", type_=Location.etag.type),
+    )
+    connection.execute(
+        update(Location)
+        .where(Location.uri == bindparam("the_uri"), Location.vanished_at.is_(None), not_(same))
+        .values(vanished_at=now),
+        overwritten,
     )
 
 

@@ -183,8 +183,8 @@ def test_a_commit_needs_the_same_few_statements_for_any_number_of_rows(
                 needed.append(len(statements))
         finally:
             event.remove(Engine, "before_cursor_execute", note)
-    # BEGIN, owner, image, caption, location, live caption, result, out of and into quarantine
-    assert needed == [9, 9]
+    # BEGIN, owner, image, caption, location, live caption, result, out of and into quarantine, vanished
+    assert needed == [10, 10]
 
 
 def test_attempts_count_while_the_file_is_the_same(catalog: Catalog, model, failure, captioned) -> None:
@@ -206,6 +206,37 @@ def test_attempts_count_while_the_file_is_the_same(catalog: Catalog, model, fail
         assert attempts() == [(1, "timeout", 3)]
         run.commit([captioned("/a")])
         assert attempts() == []
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_file_that_was_overwritten_with_garbage_loses_its_caption(
+    catalog: Catalog, model, captioned, failure, reason
+) -> None:
+    of_content = reason not in (Reason.IO_ERROR, Reason.TIMEOUT, Reason.WORKER_CRASH)
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned(uri, etag=etag) for uri, etag in [("/a", None), ("/b", "x"), ("/c", "x")]])
+        run.commit([captioned("/same"), captioned("/other")])
+        run.commit(
+            [],
+            [
+                failure("/a", reason, mtime_ns=2),
+                failure("/b", reason, etag="y"),
+                # Where both have an etag it decides, and not the time.
+                failure("/c", reason, mtime_ns=2, etag="x"),
+                failure("/same", reason),
+            ],
+        )
+        left = ["/c", "/other", "/same"] if of_content else ["/a", "/b", "/c", "/other", "/same"]
+        assert [uri for (uri,) in rows(catalog, "SELECT uri FROM captions ORDER BY uri")] == left
+        assert sorted(hit.uri for hit in catalog.search("dog").hits) == left
+        assert catalog.status().locations == len(left)
+        # When it vanished stays what it was, and a picture in its place brings it back.
+        vanished = rows(catalog, "SELECT uri, vanished_at FROM location ORDER BY uri")
+        run.commit([], [failure("/a", reason, mtime_ns=2)])
+        assert rows(catalog, "SELECT uri, vanished_at FROM location ORDER BY uri") == vanished
+        run.commit([captioned("/a", "a cat", content="new", mtime_ns=3)])
+    assert rows(catalog, "SELECT caption FROM captions WHERE uri = '/a'") == [("a cat",)]
+    assert rows(catalog, "SELECT count(*) FROM quarantine WHERE uri = '/a'") == [(0,)]
 
 
 def test_a_detail_is_kept_as_one_valid_line(catalog: Catalog, model, failure) -> None:
