@@ -23,7 +23,7 @@ class TrainConfig:
         backbone_weights: `imagenet`, `none`, or a file.
         cache_dir: folder for the features of the frozen CNN; reused by later runs on the same images.
         epochs: passes over the training images, each with all its captions.
-        batch_size: captions in one step.
+        batch_size: captions in one step, rounded down to whole images (one at least).
         lr: peak learning rate of AdamW.
         warmup_steps: steps in which the learning rate rises from zero.
         weight_decay: decoupled, on matrices only.

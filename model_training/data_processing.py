@@ -58,7 +58,6 @@ def load_features(
     data: Path,
     cache_dir: Path,
     *,
-    backbone_weights: str,
     batch_size: int = 32,
 ) -> FeatureSet:
     """Runs the frozen CNN once over the images and their mirror images, or reads what an earlier run kept.
@@ -68,23 +67,27 @@ def load_features(
         images: what to run it on.
         data: folder of the images.
         cache_dir: where features are kept, under a fingerprint of all that they depend on.
-        backbone_weights: where the weights came from; part of the fingerprint.
         batch_size: images that go through the CNN at once.
 
     Raises:
-        TrainingError: no image can be decoded.
+        TrainingError: no image can be decoded, or the cache can't be written or read.
     """
     spec = model.config.image
-    folder = cache_dir / f"features-{_features_fingerprint(images, data, model, backbone_weights)}"
+    folder = cache_dir / f"features-{_features_fingerprint(images, data, model)}"
     features_path, index_path = folder / "features.npy", folder / "index.json"
-    if not index_path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _extract(model, images, data, spec, features_path, index_path, batch_size)
-    index = json.loads(index_path.read_text(encoding="utf-8"))
-    decoded = set(index["decoded"])
-    if not decoded:
-        raise TrainingError(f"none of the {len(images)} images in {data} can be decoded")
-    features = np.load(features_path, mmap_mode="r")[: len(decoded)]
+    try:
+        if not index_path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _extract(model, images, data, spec, features_path, index_path, batch_size)
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        decoded = set(index["decoded"])
+        if not decoded:
+            raise TrainingError(f"none of the {len(images)} images in {data} can be decoded")
+        features = np.load(features_path, mmap_mode="r")[: len(decoded)]
+    except OSError as error:
+        raise TrainingError(
+            f"can't keep features in {cache_dir}: {error.strerror or error}; give another --cache_dir"
+        ) from error
     kept = tuple(image for image in images if image.name in decoded)
     return FeatureSet(kept, features, tuple(map(tuple, index["failed"])))
 
@@ -131,9 +134,7 @@ def _extract(
     index_path.write_text(json.dumps({"decoded": decoded, "failed": failed}), encoding="utf-8")
 
 
-def _features_fingerprint(
-    images: Sequence[CaptionedImage], data: Path, model: CaptionModel, backbone_weights: str
-) -> str:
+def _features_fingerprint(images: Sequence[CaptionedImage], data: Path, model: CaptionModel) -> str:
     def stat(name: str) -> tuple[int, int]:
         try:
             found = (data / name).stat()
@@ -141,14 +142,23 @@ def _features_fingerprint(
             return (-1, -1)
         return (found.st_size, found.st_mtime_ns)
 
+    weights = hashlib.sha256()
+    for weight in model.backbone.get_weights():
+        weights.update(weight.tobytes())
     described = {
         "files": [(image.name, *stat(image.name)) for image in images],
         "data": str(data.resolve()),
         "backbone": model.config.backbone,
-        "weights": backbone_weights,
+        "weights": weights.hexdigest(),
         "image": asdict(model.config.image),
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+
+def batches_per_epoch(images: int, *, batch_size: int, captions_per_image: int) -> int:
+    """How many batches `train_batches` makes of so many images."""
+    # Its pools are whole batches, so that only the last batch of the last pool can be smaller.
+    return math.ceil(images / _images_per_batch(batch_size, captions_per_image))
 
 
 def train_batches(
@@ -169,7 +179,7 @@ def train_batches(
         features: the training images.
         tokenizer: turns their captions into ids.
         sequence_length: S; longer captions are cut.
-        batch_size: captions in a batch.
+        batch_size: captions in a batch, rounded down to whole images (one at least).
         captions_per_image: N; an image with fewer repeats some, one with more has N of them drawn.
         rng: decides order, mirroring and repeats.
     """
@@ -178,7 +188,7 @@ def train_batches(
         [[tokenizer.encode(text, sequence_length) for text in captions] for captions in drawn]
     )  # images, N, S
     lengths = (token_ids != PADDING).sum(-1).max(-1)
-    images_per_batch = max(1, batch_size // captions_per_image)
+    images_per_batch = _images_per_batch(batch_size, captions_per_image)
     order = rng.permutation(len(token_ids))
     # Sorting within large pools keeps the order random enough and the lengths of a batch alike.
     pool = images_per_batch * 32
@@ -193,6 +203,10 @@ def train_batches(
         length = min(sequence_length, steps * _LENGTH_STEP + 1)
         mirrored = rng.integers(0, 2, len(rows))
         yield TrainBatch(features.features[rows, mirrored], token_ids[rows, :, :length])
+
+
+def _images_per_batch(batch_size: int, captions_per_image: int) -> int:
+    return max(1, batch_size // captions_per_image)
 
 
 def _draw(captions: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:

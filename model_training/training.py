@@ -1,7 +1,6 @@
 """One training run, from its configuration to the bundle."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,18 +10,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from batchcap.captioner.bundle import write_bundle
+from batchcap.captioner.bundle import may_be_replaced, write_bundle
 from batchcap.captioner.config import GenerationConfig
 from batchcap.captioner.decoding import generate
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import PADDING, Tokenizer
 from batchcap.errors import TrainingError
 from model_training.config import TrainConfig
-from model_training.data_processing import FeatureSet, TrainBatch, load_features, train_batches
+from model_training.data_processing import (
+    FeatureSet,
+    TrainBatch,
+    batches_per_epoch,
+    load_features,
+    train_batches,
+)
 from model_training.datasets import Dataset, read_dataset
 from model_training.metrics import bleu, cider_d
 from model_training.pretrained import load_backbone_weights
-from model_training.training_utils import Tracker, model_card
+from model_training.training_utils import Tracker, check_wandb, model_card
 
 # Training data sets have five captions an image; more are drawn from, fewer are repeated.
 CAPTIONS_PER_IMAGE = 5
@@ -42,6 +47,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
     Raises:
         TrainingError: data or options can't work, or the loss is no longer finite.
     """
+    _check_places(config)
     keras.utils.set_random_seed(config.seed)
     dataset = read_dataset(
         config.captions,
@@ -58,25 +64,29 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
         vocabulary_size=config.captioner.vocabulary_size,
         min_count=config.min_count,
     )
+    _check_vocabulary(tokenizer, config)
     shape = dataclasses.replace(config.captioner, vocabulary_size=tokenizer.vocabulary_size)
     model = CaptionModel(shape)
     load_backbone_weights(model.backbone, shape.backbone, config.backbone_weights)
     model.backbone.trainable = False
 
-    train_set, dev_set = (
-        load_features(model, images, config.data, config.cache_dir, backbone_weights=config.backbone_weights)
-        for images in (dataset.train, dataset.dev)
-    )
-    for name, reason in (*train_set.failed, *dev_set.failed):
-        report(f"left out {name}: {reason}")
-
-    steps_per_epoch = math.ceil(len(train_set.images) * CAPTIONS_PER_IMAGE / config.batch_size)
-    trainer = _Trainer(model, config, steps_per_epoch=steps_per_epoch)
     generation = GenerationConfig(config.num_beams, config.length_penalty)
-    captioner = _FeatureCaptioner(model, tokenizer, generation)
-    rng = np.random.default_rng(config.seed)
     best_cider = -1.0
+    # Before the CNN runs over all images, so that tracking that can't start says so at once.
     with Tracker(config, model) as tracker:
+        train_set, dev_set = (
+            load_features(model, images, config.data, config.cache_dir)
+            for images in (dataset.train, dataset.dev)
+        )
+        for name, reason in (*train_set.failed, *dev_set.failed):
+            report(f"left out {name}: {reason}")
+
+        steps_per_epoch = batches_per_epoch(
+            len(train_set.images), batch_size=config.batch_size, captions_per_image=CAPTIONS_PER_IMAGE
+        )
+        trainer = _Trainer(model, config, steps_per_epoch=steps_per_epoch)
+        captioner = _FeatureCaptioner(model, tokenizer, generation)
+        rng = np.random.default_rng(config.seed)
         for epoch in range(1, config.epochs + 1):
             started = time.monotonic()
             batches = train_batches(
@@ -99,6 +109,27 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
         (config.artifact_dir / "dev.txt").write_text(names, encoding="utf-8")
         tracker.finish(config.artifact_dir)
     return config.artifact_dir
+
+
+def _check_places(config: TrainConfig) -> None:
+    """Refuses what would fail only after hours: no W&B, or a folder that the bundle must not replace."""
+    check_wandb(config)
+    if config.artifact_dir.exists() and not may_be_replaced(config.artifact_dir):
+        raise TrainingError(
+            f"{config.artifact_dir} holds something that is no model; choose another --artifact_dir"
+        )
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: TrainConfig) -> None:
+    size = tokenizer.vocabulary_size
+    if size == Tokenizer([]).vocabulary_size:
+        raise TrainingError(
+            f"no word stands in the captions to train on {config.min_count} times or more; lower --min_count"
+        )
+    if config.num_beams > size:
+        raise TrainingError(
+            f"{config.num_beams} beams are more than the {size} tokens of the vocabulary; lower --num_beams"
+        )
 
 
 def _write(

