@@ -7,12 +7,15 @@ from typing import Self
 import numpy as np
 import tensorflow as tf
 
-from batchcap.captioner.bundle import DEFAULT_BUNDLE, WEIGHTS, Bundle
+from batchcap.captioner.bundle import DEFAULT_BUNDLE, Bundle
+from batchcap.captioner.bundle_files import WEIGHTS
+from batchcap.captioner.calibration import Signals
 from batchcap.captioner.config import CaptionerConfig, GenerationConfig
 from batchcap.captioner.decoding import Generated, generate
 from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.protocol import Caption
+from batchcap.captioner.tokenizer import END
 from batchcap.errors import BundleError
 
 
@@ -40,6 +43,9 @@ class Captioner:
         self.bundle = bundle
         self.batch_size = batch_size
         self.fingerprint = bundle.fingerprint()
+        calibration = bundle.calibration
+        # Decoded in another way, captions and signals are others, and nobody has looked at those.
+        self._calibration = calibration if calibration and calibration.fits(bundle.generation) else None
         self.model = load_model(bundle)
         size = bundle.config.image.image_size
         self._generate = tf.function(
@@ -80,7 +86,18 @@ class Captioner:
         Returns:
             A caption an image, in their order.
         """
-        captions: list[Caption] = []
+        return [caption for caption, _ in self.caption_with_signals(images)]
+
+    def caption_with_signals(self, images: Sequence[np.ndarray]) -> list[tuple[Caption, Signals]]:
+        """Captions pictures, and says what a calibration goes by.
+
+        Args:
+            images: as `caption` takes them.
+
+        Returns:
+            A caption an image with its signals, in their order.
+        """
+        captions: list[tuple[Caption, Signals]] = []
         for start in range(0, len(images), self.batch_size):
             batch = np.stack(list(images[start : start + self.batch_size]))
             padding = self.batch_size - len(batch)
@@ -98,14 +115,21 @@ class Captioner:
         encoded = self.model.encode(self.model.extract_features(pixels))
         return generate(self.model, encoded, self.bundle.generation)
 
-    def _to_captions(self, generated: Generated, count: int) -> list[Caption]:
-        calibration = self.bundle.calibration
+    def _to_captions(self, generated: Generated, count: int) -> list[tuple[Caption, Signals]]:
         captions = []
         rows = zip(*(values.numpy()[:count].tolist() for values in generated), strict=True)
-        for token_ids, log_prob, token_count in rows:
-            confidence = None if calibration is None else calibration.confidence(log_prob, token_count)
+        for token_ids, log_prob, token_count, margin, entropy, min_log_prob in rows:
+            signals = Signals(
+                mean_log_prob=log_prob / token_count,
+                margin=margin,
+                entropy=entropy,
+                min_log_prob=min_log_prob,
+                token_count=token_count,
+                has_ended=float(token_ids[token_count] == END),
+            )
+            confidence = None if self._calibration is None else self._calibration.confidence(signals)
             text = self.bundle.tokenizer.decode(token_ids)
-            captions.append(Caption(text, log_prob, confidence, token_count))
+            captions.append((Caption(text, log_prob, confidence, token_count), signals))
         return captions
 
 

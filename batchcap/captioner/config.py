@@ -24,7 +24,9 @@ Backbone = Literal[
 
 @dataclass(frozen=True, slots=True)
 class CaptionerConfig:
-    """The shape of the network; the defaults are the original system's.
+    """The shape of the network; the defaults are the original system's, and never change.
+
+    What is at its default does not count in a bundle's fingerprint.
 
     Args:
         backbone: the CNN.
@@ -94,7 +96,7 @@ class CaptionerConfig:
 
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:
-    """How captions are decoded; changes the captions, hence part of the fingerprint.
+    """How captions are decoded; changes the captions, hence part of the fingerprint. No default ever changes.
 
     Args:
         num_beams: 1 decodes greedily.

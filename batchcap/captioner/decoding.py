@@ -14,6 +14,8 @@ from batchcap.captioner.tokenizer import END, PADDING, START, UNKNOWN
 
 # What no caption may contain: these three get no probability after the softmax.
 _FORBIDDEN = (PADDING, UNKNOWN, START)
+# Where a vocabulary has too few words for a second beam, the difference to it says nothing.
+_MAX_MARGIN = 10.0
 
 
 # Keys and values of each decoder block's self-attention, float32[B, N, H, L, K].
@@ -27,11 +29,18 @@ class Generated(NamedTuple):
         token_ids: int32[B, L]: start, words, end, padding.
         log_prob: float32[B], natural logarithm of the caption's probability, its end included.
         token_count: int32[B], words and end; start does not count, it is given.
+        margin: float32[B], by how much its score is above the second beam's, at most 10; 0 with one beam.
+        entropy: float32[B], mean entropy in nats of the next-word distributions along the caption, as the
+            network gives them, what no caption may contain included.
+        min_log_prob: float32[B], natural logarithm of the probability of its least likely token.
     """
 
     token_ids: tf.Tensor
     log_prob: tf.Tensor
     token_count: tf.Tensor
+    margin: tf.Tensor
+    entropy: tf.Tensor
+    min_log_prob: tf.Tensor
 
 
 class _Beams(NamedTuple):
@@ -41,6 +50,8 @@ class _Beams(NamedTuple):
     log_prob: tf.Tensor  # float32[B, N]
     token_count: tf.Tensor  # int32[B, N]
     is_done: tf.Tensor  # bool[B, N]
+    entropy: tf.Tensor  # float32[B, N], the sum over tokens
+    min_log_prob: tf.Tensor  # float32[B, N]
 
 
 def generate(model: CaptionModel, encoded: tf.Tensor, generation: GenerationConfig) -> Generated:
@@ -80,8 +91,9 @@ def generate(model: CaptionModel, encoded: tf.Tensor, generation: GenerationConf
         for block, cache, keys_values in zip(model.decoder, caches, image_keys_values, strict=True):
             x, cache = block.step(x, position, cache, keys_values)
             stepped.append(cache)
-        log_probs = tf.nn.log_softmax(model.output_dense(x)[:, :, 0], axis=-1) + forbidden
-        beams, parents = _extend(beams, log_probs, position, generation)
+        log_probs = tf.nn.log_softmax(model.output_dense(x)[:, :, 0], axis=-1)
+        entropy = -tf.reduce_sum(tf.exp(log_probs) * log_probs, axis=-1)
+        beams, parents = _extend(beams, log_probs + forbidden, entropy, position, generation)
         if num_beams > 1:
             stepped = [
                 (tf.gather(keys, parents, batch_dims=1), tf.gather(values, parents, batch_dims=1))
@@ -90,7 +102,17 @@ def generate(model: CaptionModel, encoded: tf.Tensor, generation: GenerationConf
         return position + 1, beams, stepped
 
     _, beams, _ = tf.while_loop(is_running, advance, (position, beams, caches))
-    return Generated(beams.token_ids[:, 0], beams.log_prob[:, 0], beams.token_count[:, 0])
+    token_count = tf.cast(beams.token_count, tf.float32)
+    score = beams.log_prob / token_count**generation.length_penalty
+    margin = score[:, 0] - score[:, 1] if num_beams > 1 else tf.zeros_like(score[:, 0])
+    return Generated(
+        token_ids=beams.token_ids[:, 0],
+        log_prob=beams.log_prob[:, 0],
+        token_count=beams.token_count[:, 0],
+        margin=tf.minimum(margin, _MAX_MARGIN),
+        entropy=beams.entropy[:, 0] / token_count[:, 0],
+        min_log_prob=beams.min_log_prob[:, 0],
+    )
 
 
 def _start(batch: tf.Tensor, num_beams: int, max_length: int) -> _Beams:
@@ -102,17 +124,24 @@ def _start(batch: tf.Tensor, num_beams: int, max_length: int) -> _Beams:
         log_prob=tf.tile(log_prob, (batch, 1)),
         token_count=tf.zeros((batch, num_beams), tf.int32),
         is_done=tf.zeros((batch, num_beams), tf.bool),
+        entropy=tf.zeros((batch, num_beams)),
+        min_log_prob=tf.zeros((batch, num_beams)),
     )
 
 
 def _extend(
-    beams: _Beams, log_probs: tf.Tensor, position: tf.Tensor, generation: GenerationConfig
+    beams: _Beams,
+    log_probs: tf.Tensor,
+    entropy: tf.Tensor,
+    position: tf.Tensor,
+    generation: GenerationConfig,
 ) -> tuple[_Beams, tf.Tensor]:
     """Each beam's N best next tokens, and of these N * N candidates the N best.
 
     Args:
         beams: the captions so far.
         log_probs: float32[B, N, V], of the next token.
+        entropy: float32[B, N], of its distribution.
         position: int32[], the index of the newest token.
         generation: beams and length penalty.
 
@@ -124,7 +153,8 @@ def _extend(
     # A beam that is done has one candidate: itself, with padding.
     itself = tf.one_hot(0, num_beams, on_value=0.0, off_value=-1e9)
     is_done = beams.is_done[:, :, None]
-    candidate_log_prob = beams.log_prob[:, :, None] + tf.where(is_done, itself, best)
+    added = tf.where(is_done, itself, best)
+    candidate_log_prob = beams.log_prob[:, :, None] + added
     candidate_token = tf.where(is_done, PADDING, tokens)
     candidate_count = beams.token_count[:, :, None] + tf.where(is_done, 0, tf.ones_like(tokens))
 
@@ -145,4 +175,7 @@ def _extend(
         log_prob=tf.gather(flat(candidate_log_prob), chosen, batch_dims=1),
         token_count=tf.gather(flat(candidate_count), chosen, batch_dims=1),
         is_done=of_parent(beams.is_done) | (token == END),
+        entropy=of_parent(beams.entropy + tf.where(beams.is_done, 0.0, entropy)),
+        # Of a beam that is done, 0 is added.
+        min_log_prob=tf.minimum(of_parent(beams.min_log_prob), tf.gather(flat(added), chosen, batch_dims=1)),
     ), parents

@@ -17,7 +17,7 @@ class Caption:
         text: lower case, without punctuation.
         log_prob: natural logarithm of the probability that the model gives the caption, its end included.
         confidence: the probability that the caption is acceptable, 0 to 1; None where the model has no
-            calibration.
+            calibration, or one that was fitted for other decoding options.
         token_count: words and the end.
     """
 

@@ -74,7 +74,11 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Writes the vocabulary as `load` reads it."""
-        path.write_text("".join(f"{token}\n" for token in self._tokens), encoding="utf-8")
+        path.write_text(self.to_text(), encoding="utf-8")
+
+    def to_text(self) -> str:
+        """The content of a `vocabulary.txt`."""
+        return "".join(f"{token}\n" for token in self._tokens)
 
     @property
     def vocabulary_size(self) -> int:

@@ -50,12 +50,21 @@ def match_expression(terms: list[Term]) -> str | None:
     Every word stands in double quotes, and a folded word holds letters and digits only, so that nothing
     of a query can be taken for an operator.
     """
-    wanted = [_phrase(term) for term in terms if not term.negated]
+    wanted: list[list[str]] = []
+    for term in terms:
+        if term.alternative:
+            wanted[-1].append(_phrase(term))
+        elif not term.negated:
+            wanted.append([_phrase(term)])
     unwanted = [_phrase(term) for term in terms if term.negated]
     if not wanted:
         return None
-    expression = " AND ".join(wanted)
+    expression = " AND ".join(_any_of(phrases) for phrases in wanted)
     return f"({expression}) NOT ({' OR '.join(unwanted)})" if unwanted else expression
+
+
+def _any_of(phrases: list[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else f"({' OR '.join(phrases)})"
 
 
 def _phrase(term: Term) -> str:

@@ -43,11 +43,13 @@ class Term:
         stems: what must stand there, in this order; never empty.
         prefix: the folded beginning of a word, for `word*`; it may be met in place of the last stem.
         negated: whether it must not stand there.
+        alternative: whether the term before it would do as well; neither of them is negated then.
     """
 
     stems: tuple[str, ...]
     prefix: str | None = None
     negated: bool = False
+    alternative: bool = False
 
 
 def fold(text: str) -> str:
@@ -80,18 +82,26 @@ def search_text(text: str) -> str:
 def parse_query(query: str) -> list[Term]:
     """Reads a query: words and "phrases" that must all be there, `begin*`, and `-word` that must not.
 
-    Anything is a query; what makes no sense in it is skipped.
+    Between two of them `OR`, in capitals, says that one will do: `red dog OR cat` is red and a dog or a cat.
+    Anything is a query; what makes no sense in it is skipped, such as an `OR` at the end or beside `-word`.
     """
-    terms = []
+    terms: list[Term] = []
+    after_or = False
     for match in _TERM.finditer(query):
         phrase = match["phrase"]
+        if match.group() == "OR":
+            after_or = True
+            continue
         found = list(words(match["word"] if phrase is None else phrase))
         if not found:
             continue
         stems = tuple(token for word in found for token in word.stems)
         # Where a word is cut its stem is a guess, so the letters as they are must do as well.
         cut = phrase is None and match["word"].endswith("*") and len(stems) == 1
-        terms.append(Term(stems, found[-1].folded[-1] if cut else None, match["minus"] is not None))
+        negated = match["minus"] is not None
+        alternative = after_or and not negated and bool(terms) and not terms[-1].negated
+        terms.append(Term(stems, found[-1].folded[-1] if cut else None, negated, alternative))
+        after_or = False
     return terms
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchcap.captioner.bundle import Bundle, Calibration, write_bundle
+from batchcap.captioner.bundle import Bundle, write_bundle
+from batchcap.captioner.calibration import Calibration, Signals
 from batchcap.captioner.captioner import Captioner
 from batchcap.captioner.config import GenerationConfig
 from batchcap.captioner.protocol import Caption
@@ -99,16 +100,58 @@ def test_half_precision(
     assert half.fingerprint != captioner.fingerprint
 
 
+def calibration(generation: GenerationConfig, **weights: float) -> Calibration:
+    return Calibration(
+        signals=weights,
+        intercept=1.5,
+        threshold=33.0,
+        rule="",
+        auroc=0.7,
+        ece=0.04,
+        num_beams=generation.num_beams,
+        length_penalty=generation.length_penalty,
+    )
+
+
 def test_calibration_and_options_in_place_of_the_bundles(
     tiny_bundle: Bundle, captioner: Captioner, pixels: np.ndarray, tmp_path: Path
 ) -> None:
-    path = rewrite(tiny_bundle, tmp_path / "calibrated", calibration=Calibration(slope=2.0, intercept=1.5))
-    short = Captioner.load(path, generation=GenerationConfig(num_beams=2, max_length=4), batch_size=4)
+    beams = GenerationConfig(num_beams=2, length_penalty=0.7, max_length=4)
+    path = rewrite(tiny_bundle, tmp_path / "calibrated", calibration=calibration(beams, mean_log_prob=2.0))
+    short = Captioner.load(path, generation=beams, batch_size=4)
     assert short.fingerprint != captioner.fingerprint
     for caption in short.caption(pixels[:8]):
         assert caption.token_count <= 3
         expected = 1 / (1 + np.exp(-(2.0 * caption.log_prob / caption.token_count + 1.5)))
         assert caption.confidence == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("changes", [{"num_beams": 3}, {"num_beams": 1}, {"length_penalty": 1.0}], ids=str)
+def test_no_confidence_where_decoding_is_another(
+    tiny_bundle: Bundle, pixels: np.ndarray, tmp_path: Path, changes: dict[str, float]
+) -> None:
+    beams = GenerationConfig(num_beams=2, length_penalty=0.7)
+    path = rewrite(tiny_bundle, tmp_path / "calibrated", calibration=calibration(beams, mean_log_prob=2.0))
+    other = Captioner.load(path, generation=dataclasses.replace(beams, **changes), batch_size=4)  # type: ignore[arg-type]
+    assert [caption.confidence for caption in other.caption(pixels[:2])] == [None, None]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_signals_belong_to_their_captions(tiny_bundle: Bundle, pixels: np.ndarray, num_beams: int) -> None:
+    bundle = dataclasses.replace(tiny_bundle, generation=GenerationConfig(num_beams))
+    captioner = Captioner(bundle, batch_size=4)
+    found = captioner.caption_with_signals(pixels[:10])
+    assert [caption for caption, _ in found] == captioner.caption(pixels[:10])
+    longest = bundle.config.sequence_length - 1
+    for caption, signals in found:
+        assert isinstance(signals, Signals)
+        assert signals.mean_log_prob == caption.log_prob / caption.token_count
+        assert signals.token_count == caption.token_count
+        assert signals.min_log_prob <= signals.mean_log_prob < 0
+        assert 0 < signals.entropy < np.log(bundle.config.vocabulary_size)
+        assert signals.has_ended == (len(caption.text.split()) < longest)
+        assert signals.margin == 0 if num_beams == 1 else signals.margin >= 0
+    assert {signals.has_ended for _, signals in found} == {0.0, 1.0}
 
 
 def damaged(weights: dict[str, np.ndarray], how: str) -> dict[str, np.ndarray]:

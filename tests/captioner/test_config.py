@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import pytest
@@ -51,3 +52,35 @@ def test_head_dim() -> None:
     """The original gives every head the whole width."""
     assert CaptionerConfig(embed_dim=64).head_dim == 64
     assert CaptionerConfig(embed_dim=64, key_dim=16).head_dim == 16
+
+
+def test_the_defaults_never_change() -> None:
+    """They don't count in a fingerprint: with another default, two models could share one."""
+    assert dataclasses.asdict(CaptionerConfig()) == {
+        "backbone": "efficientnet_b1",
+        "image": {
+            "image_size": 224,
+            "resize": "stretch",
+            "max_pixels": 178_956_970,
+            "max_bytes": 536_870_912,
+        },
+        "vocabulary_size": 10_000,
+        "sequence_length": 36,
+        "embed_dim": 512,
+        "ff_dim": 256,
+        "enc_heads": 2,
+        "dec_heads": 4,
+        "enc_layers": 1,
+        "dec_layers": 1,
+        "key_dim": None,
+        "scale_embeddings": True,
+        "residual_dropout": 0.0,
+        "attention_dropout": 0.1,
+        "ff_dropout": 0.3,
+        "output_dropout": 0.5,
+    }
+    assert dataclasses.asdict(GenerationConfig()) == {
+        "num_beams": 1,
+        "length_penalty": 1.0,
+        "max_length": None,
+    }

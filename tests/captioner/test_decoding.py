@@ -31,12 +31,17 @@ class Case(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A caption, and the smallest difference of scores that any choice on its way hung on."""
+    """A caption, and the smallest difference of scores that any choice on its way hung on.
+
+    Args:
+        to_second: the difference of scores between it and the second beam; 0 with one beam.
+    """
 
     tokens: list[int]
     log_prob: float
     token_count: int
-    margin: float
+    smallest: float
+    to_second: float = 0.0
 
 
 class Beam(NamedTuple):
@@ -76,9 +81,19 @@ def next_log_probs(case: Case, prefixes: list[list[tuple[int, ...]]]) -> np.ndar
     return log_probs
 
 
+def along(case: Case, image: int, reference: Reference) -> tuple[float, float]:
+    """Mean entropy and least log-probability of a caption's words, from one pass over the whole caption."""
+    tokens = np.array([[reference.tokens]], np.int32)
+    logits = case.model.decode(tokens, case.encoded[image : image + 1]).numpy()[0, 0]
+    log_probs = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+    steps = range(reference.token_count)
+    entropies = [-(np.exp(log_probs[step]) * log_probs[step]).sum() for step in steps]
+    return float(np.mean(entropies)), min(log_probs[step, reference.tokens[step + 1]] for step in steps)
+
+
 def greedy(case: Case, max_length: int) -> list[Reference]:
     prefixes: list[tuple[int, ...]] = [(START,)] * IMAGES
-    log_prob, margin = np.zeros(IMAGES), np.full(IMAGES, np.inf)
+    log_prob, smallest = np.zeros(IMAGES), np.full(IMAGES, np.inf)
     for _ in range(max_length - 1):
         log_probs = next_log_probs(case, [[prefix] for prefix in prefixes])[:, 0]
         for image, prefix in enumerate(prefixes):
@@ -88,10 +103,10 @@ def greedy(case: Case, max_length: int) -> list[Reference]:
             second, best = np.sort(log_probs[image])[-2:]
             prefixes[image] = (*prefix, int(log_probs[image].argmax()))
             log_prob[image] += best
-            margin[image] = min(margin[image], best - second)
+            smallest[image] = min(smallest[image], best - second)
     counts = [sum(token not in (START, PADDING) for token in prefix) for prefix in prefixes]
     return [
-        Reference(list(p), *values) for p, *values in zip(prefixes, log_prob, counts, margin, strict=True)
+        Reference(list(p), *values) for p, *values in zip(prefixes, log_prob, counts, smallest, strict=True)
     ]
 
 
@@ -99,7 +114,7 @@ def beam_search(case: Case, generation: GenerationConfig, max_length: int) -> li
     """Every continuation of every live beam, and the finished beams, sorted; the best N stay."""
     num_beams, alpha = generation.num_beams, generation.length_penalty
     beams = [[Beam((START,), 0.0)] for _ in range(IMAGES)]
-    margin = [np.inf] * IMAGES
+    smallest = [np.inf] * IMAGES
     for length in range(1, max_length):
         # One call for all: finished beams and missing ones are filled up, and not looked at.
         filled = [
@@ -120,19 +135,21 @@ def beam_search(case: Case, generation: GenerationConfig, max_length: int) -> li
             beams[image] = candidates[:num_beams]
             if any(not beam.is_done for beam in kept):
                 last_in, first_out = candidates[num_beams - 1 : num_beams + 1]
-                margin[image] = min(margin[image], last_in.score(alpha) - first_out.score(alpha))
+                smallest[image] = min(smallest[image], last_in.score(alpha) - first_out.score(alpha))
     results = []
     for image, kept in enumerate(beams):
-        best = kept[0]
+        best, to_second = kept[0], 0.0
         if num_beams > 1:
-            margin[image] = min(margin[image], best.score(alpha) - kept[1].score(alpha))
+            to_second = best.score(alpha) - kept[1].score(alpha)
+            smallest[image] = min(smallest[image], to_second)
         tokens = [*best.tokens, *[PADDING] * (max_length - len(best.tokens))]
-        results.append(Reference(tokens, best.log_prob, len(best.tokens) - 1, margin[image]))
+        count = len(best.tokens) - 1
+        results.append(Reference(tokens, best.log_prob, count, smallest[image], to_second))
     return results
 
 
-def assert_equal(generated: Generated, expected: list[Reference]) -> None:
-    clear = [image for image, reference in enumerate(expected) if reference.margin > TIE]
+def assert_equal(case: Case, generated: Generated, expected: list[Reference]) -> None:
+    clear = [image for image, reference in enumerate(expected) if reference.smallest > TIE]
     # Were most of them ties, the comparison would say nothing.
     assert len(clear) >= len(expected) / 2
     for image in clear:
@@ -140,6 +157,10 @@ def assert_equal(generated: Generated, expected: list[Reference]) -> None:
         assert generated.token_ids[image].numpy().tolist() == reference.tokens
         assert int(generated.token_count[image]) == reference.token_count
         assert float(generated.log_prob[image]) == pytest.approx(reference.log_prob, abs=1e-4)
+        entropy, min_log_prob = along(case, image, reference)
+        assert float(generated.entropy[image]) == pytest.approx(entropy, abs=1e-4)
+        assert float(generated.min_log_prob[image]) == pytest.approx(min_log_prob, abs=1e-4)
+        assert float(generated.margin[image]) == pytest.approx(reference.to_second, abs=1e-4)
 
 
 @contextlib.contextmanager
@@ -166,7 +187,7 @@ def test_the_captions_are_worth_comparing(case: Case) -> None:
 @pytest.mark.parametrize("max_length", [None, 3, 7])
 def test_greedy_equals_the_reference(case: Case, max_length: int | None) -> None:
     generated = generate(case.model, case.encoded, GenerationConfig(max_length=max_length))
-    assert_equal(generated, greedy(case, max_length or case.model.config.sequence_length))
+    assert_equal(case, generated, greedy(case, max_length or case.model.config.sequence_length))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +199,9 @@ def test_beam_search_equals_the_reference(
 ) -> None:
     generation = GenerationConfig(num_beams, length_penalty, max_length)
     generated = generate(case.model, case.encoded, generation)
-    assert_equal(generated, beam_search(case, generation, max_length or case.model.config.sequence_length))
+    assert_equal(
+        case, generated, beam_search(case, generation, max_length or case.model.config.sequence_length)
+    )
 
 
 def test_the_two_references_agree(case: Case) -> None:
@@ -208,7 +231,8 @@ def test_inside_a_function_equals_eager(case: Case, num_beams: int) -> None:
     eager = generate(case.model, case.encoded, generation)
     np.testing.assert_array_equal(compiled.token_ids.numpy(), eager.token_ids.numpy())
     np.testing.assert_array_equal(compiled.token_count.numpy(), eager.token_count.numpy())
-    np.testing.assert_allclose(compiled.log_prob.numpy(), eager.log_prob.numpy(), atol=1e-4)
+    for name in ("log_prob", "margin", "entropy", "min_log_prob"):
+        np.testing.assert_allclose(getattr(compiled, name), getattr(eager, name), atol=1e-4)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -219,7 +243,8 @@ def test_one_image_equals_many(case: Case, num_beams: int) -> None:
     for image in range(3):
         alone = generate(case.model, case.encoded[image : image + 1], generation)
         np.testing.assert_array_equal(alone.token_ids[0].numpy(), together.token_ids[image].numpy())
-        np.testing.assert_allclose(alone.log_prob[0].numpy(), together.log_prob[image].numpy(), atol=1e-4)
+        for name in ("log_prob", "margin", "entropy", "min_log_prob"):
+            np.testing.assert_allclose(getattr(alone, name)[0], getattr(together, name)[image], atol=1e-4)
 
 
 @pytest.mark.parametrize("num_beams", [1, 5])
@@ -252,7 +277,10 @@ def test_when_every_caption_ends_at_once(case: Case, num_beams: int) -> None:
     length = case.model.config.sequence_length
     assert generated.token_ids.numpy().tolist() == [[START, END] + [PADDING] * (length - 2)] * IMAGES
     assert generated.token_count.numpy().tolist() == [1] * IMAGES
-    np.testing.assert_allclose(generated.log_prob.numpy(), 0, atol=1e-4)
+    for signal in (generated.log_prob, generated.entropy, generated.min_log_prob):
+        np.testing.assert_allclose(signal.numpy(), 0, atol=1e-4)
+    # The second beam is all but impossible: the difference says so, and no more.
+    assert generated.margin.numpy().tolist() == [0.0 if num_beams == 1 else 10.0] * IMAGES
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
