@@ -1,7 +1,7 @@
-"""How good captions are: corpus BLEU and CIDEr-D, in pure Python.
+"""How good captions are: corpus BLEU, ROUGE-L and CIDEr-D, in pure Python; METEOR is in `meteor.py`.
 
-Both follow the COCO caption evaluation code (`pycocoevalcap`), whose figures are the ones that papers
-print, to the last digits; `tests/training/test_metrics.py` compares the two live. That code needs Java to
+All follow the COCO caption evaluation code (`pycocoevalcap`), whose figures are the ones that papers
+print, to the last digits; `tests/training/test_metrics.py` compares them live. That code needs Java to
 tokenize; here `tokenize` does it.
 
 Throughout, `candidates[i]` is the caption of image i and `references[i]` what people wrote about it.
@@ -14,12 +14,24 @@ from dataclasses import dataclass
 
 from batchcap.captioner.tokenizer import standardize
 
-__all__ = ["bleu", "cider_d", "cider_d_scores", "tokenize"]
+__all__ = [
+    "CiderD",
+    "bleu",
+    "check_captions",
+    "cider_d",
+    "cider_d_scores",
+    "rouge_l",
+    "rouge_l_scores",
+    "tokenize",
+]
 
 _NGram = tuple[str, ...]
 
 # CIDEr averages over n-grams of 1 to 4 words (Vedantam et al. 2015, section 4).
 _CIDER_MAX_N = 4
+
+# How much more recall counts in ROUGE-L than precision.
+_ROUGE_BETA = 1.2
 
 # The COCO evaluation code adds these to the counts, so that an n-gram precision without one match is tiny
 # rather than zero. Published figures contain them, hence so do ours.
@@ -68,7 +80,7 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], max_n: 
     """
     if max_n < 1:
         raise ValueError(f"max_n must be at least 1, not {max_n}")
-    _check(candidates, references)
+    check_captions(candidates, references)
     candidate_length = reference_length = 0
     matches = [0] * max_n
     totals = [0] * max_n
@@ -96,6 +108,55 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], max_n: 
     for order in range(max_n):
         product *= (matches[order] + _BLEU_TINY) / (totals[order] + _BLEU_SMALL)
         scores.append(penalty * product ** (1 / (order + 1)))
+    return scores
+
+
+def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """ROUGE-L of a corpus: the mean of `rouge_l_scores`.
+
+    Args:
+        candidates: one caption an image.
+        references: for each image its reference captions, at least one.
+
+    Returns:
+        0 to 1.
+
+    Raises:
+        ValueError: there is nothing to score, or references are missing.
+    """
+    scores = rouge_l_scores(candidates, references)
+    return math.fsum(scores) / len(scores)
+
+
+def rouge_l_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """ROUGE-L of each image, by the longest words in common, in order, with gaps allowed.
+
+    Precision P is the length of that subsequence over the candidate's, recall R over the reference's, each
+    the best of all references, even of two different ones; `(1 + beta^2) P R / (R + beta^2 P)`.
+    Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", ACL workshop 2004, section 3.1;
+    beta = 1.2 and the best of each are the COCO evaluation code's.
+
+    Args:
+        candidates: one caption an image.
+        references: for each image its reference captions, at least one.
+
+    Returns:
+        One score an image, 0 to 1.
+
+    Raises:
+        ValueError: there is nothing to score, or references are missing.
+    """
+    check_captions(candidates, references)
+    scores = []
+    for candidate, texts in zip(candidates, references, strict=True):
+        # The reference code takes a caption without words for one empty word.
+        words = tokenize(candidate) or [""]
+        others = [tokenize(text) or [""] for text in texts]
+        common = [_common_length(words, other) for other in others]
+        precision = max(common) / len(words)
+        recall = max(length / len(other) for length, other in zip(common, others, strict=True))
+        weight = _ROUGE_BETA**2
+        scores.append((1 + weight) * precision * recall / (recall + weight * precision) if recall else 0.0)
     return scores
 
 
@@ -146,25 +207,46 @@ def cider_d_scores(
     Raises:
         ValueError: `sigma` isn't positive, there is nothing to score, or references are missing.
     """
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive, not {sigma}")
-    _check(candidates, references)
-    counted_references = [[_count_all_ngrams(text) for text in texts] for texts in references]
-    document_frequency = Counter(
-        ngram for counted in counted_references for ngram in {n for counts in counted for n in counts}
-    )
-    log_images = math.log(len(references))
-    inverse_frequency = {ngram: log_images - math.log(df) for ngram, df in document_frequency.items()}
+    check_captions(candidates, references)
+    scorer = CiderD(references, sigma=sigma)
+    return [scorer.score(candidate, row) for row, candidate in enumerate(candidates)]
 
-    scores = []
-    for candidate, counted in zip(candidates, counted_references, strict=True):
-        vector = _tf_idf(_count_all_ngrams(candidate), inverse_frequency, log_images)
-        total = math.fsum(
-            _similarity(vector, _tf_idf(counts, inverse_frequency, log_images), sigma) for counts in counted
+
+class CiderD:
+    """CIDEr-D of single captions against the references of a fixed set; see `cider_d_scores`.
+
+    Args:
+        references: for each image its reference captions, at least one.
+        sigma: width of the gaussian penalty, in words of difference in length.
+
+    Raises:
+        ValueError: `sigma` isn't positive.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]], *, sigma: float = 6.0) -> None:
+        if not sigma > 0:
+            raise ValueError(f"sigma must be positive, not {sigma}")
+        self._sigma = sigma
+        counted = [[_count_all_ngrams(text) for text in texts] for texts in references]
+        document_frequency = Counter(
+            ngram for of_image in counted for ngram in {n for counts in of_image for n in counts}
         )
+        self._log_images = math.log(len(references))
+        self._inverse_frequency = {
+            ngram: self._log_images - math.log(df) for ngram, df in document_frequency.items()
+        }
+        self._references = [[self._vector(counts) for counts in of_image] for of_image in counted]
+
+    def score(self, candidate: str, row: int) -> float:
+        """The score of a caption of the image `references[row]`, from 0 to 1000."""
+        vector = self._vector(_count_all_ngrams(candidate))
+        references = self._references[row]
+        total = math.fsum(_similarity(vector, reference, self._sigma) for reference in references)
         # 10 is CIDEr-D's own factor, 100 leads to the scale of the tables.
-        scores.append(100 * 10 * total / len(counted))
-    return scores
+        return 100 * 10 * total / len(references)
+
+    def _vector(self, counts: Counter[_NGram]) -> "_TfIdf":
+        return _tf_idf(counts, self._inverse_frequency, self._log_images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +290,18 @@ def _similarity(candidate: _TfIdf, reference: _TfIdf, sigma: float) -> float:
     return cosine_sum / _CIDER_MAX_N * math.exp(-(difference**2) / (2 * sigma**2))
 
 
+def _common_length(words: Sequence[str], other: Sequence[str]) -> int:
+    """The length of the longest common subsequence, by dynamic programming, a row at a time."""
+    row = [0] * (len(other) + 1)
+    for word in words:
+        diagonal = 0
+        for place, other_word in enumerate(other, start=1):
+            above = row[place]
+            row[place] = diagonal + 1 if word == other_word else max(above, row[place - 1])
+            diagonal = above
+    return row[-1]
+
+
 def _count_all_ngrams(text: str) -> Counter[_NGram]:
     words = tokenize(text)
     return Counter(ngram for order in range(_CIDER_MAX_N) for ngram in _ngrams(words, order + 1))
@@ -222,7 +316,12 @@ def _ngrams(words: Sequence[str], order: int) -> Iterable[_NGram]:
     return zip(*(words[start:] for start in range(order)), strict=False)
 
 
-def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def check_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Refuses what no metric can score.
+
+    Raises:
+        ValueError: there is nothing to score, or references are missing.
+    """
     if len(candidates) != len(references):
         raise ValueError(f"{len(candidates)} candidates, but references for {len(references)} images")
     if not candidates:

@@ -54,7 +54,21 @@ def filled(catalog: Catalog, model, captioned) -> Catalog:
         ("well-known", []),
         ("", []),
         ('"" - * ""', []),
-        ("dog OR cafe", []),
+        ("dog or cafe", []),
+        ('dog "OR" cafe', []),
+        ("dog OR cafe", ["/cafe", "/dogs", "/beach"]),
+        ("dogs OR bicycles OR children", ["/children", "/bikes", "/dogs", "/beach"]),
+        ("beach dog OR cafe", ["/beach"]),
+        ("dog OR cafe beach", ["/beach"]),
+        ('"front of" OR "dog runs"', ["/beach", "/cafe"]),
+        ("child* OR bic*", ["/children", "/bikes"]),
+        ("dog OR bicycle -beach", ["/bikes", "/dogs"]),
+        ("dog OR -beach", ["/dogs"]),
+        ("-beach OR dog", ["/dogs"]),
+        ("OR dog OR", ["/dogs", "/beach"]),
+        ('dog OR OR "" OR bicycle', ["/bikes", "/dogs", "/beach"]),
+        ("(zebra OR dog) beach", ["/beach"]),
+        ("OR", []),
         ("search_text:dog", []),
         ("NEAR(dog beach)", []),
         ("dog^2", []),
@@ -89,6 +103,20 @@ def test_highlights_stand_in_the_text_as_it_was(filled: Catalog, query: str, hig
     (hit,) = filled.search(query).hits
     assert hit.highlighted() == highlighted
     assert hit.highlighted("", "") == hit.caption
+
+
+def test_more_of_the_alternatives_is_better_and_all_are_highlighted(filled: Catalog) -> None:
+    hits = filled.search("people OR beach OR dog").hits
+    assert [hit.highlighted() for hit in hits] == [
+        "a [dog] runs on a [beach]",
+        "[people] in front of a Cafe\u0301 in Zürich",
+        "[dogs], [dogs], [dogs]",
+    ]
+
+
+def test_many_alternatives(filled: Catalog) -> None:
+    query = " OR ".join([f"word{number}" for number in range(2000)] + ["bicycle"])
+    assert [hit.uri for hit in filled.search(query).hits] == ["/bikes"]
 
 
 def test_pages_and_scores(filled: Catalog) -> None:
@@ -155,12 +183,19 @@ def test_anything_is_a_query(searched: Catalog, query: str) -> None:
     result = searched.search(query)
     assert result.total == len(result.hits) <= len(CAPTIONS)
     for hit in result.hits:
-        # The naive search: every wanted term stands there, and no unwanted one.
+        # The naive search: every wanted term stands there, and no unwanted one;
+        # and of terms with OR between them, one.
         stems = search_text(hit.caption).split()
+        groups: list[bool] = []
         for term in parse_query(query):
             phrase = f" {' '.join(term.stems)} " in f" {' '.join(stems)} "
             begun = term.prefix is not None and any(token.startswith(term.prefix) for token in stems)
-            assert (phrase or begun) != term.negated
+            holds = (phrase or begun) != term.negated
+            if term.alternative:
+                groups[-1] |= holds
+            else:
+                groups.append(holds)
+        assert all(groups)
 
 
 @settings(max_examples=150, deadline=None)

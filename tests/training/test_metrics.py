@@ -9,8 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 
-from model_training.metrics import bleu, cider_d, cider_d_scores, tokenize
+from model_training.metrics import bleu, cider_d, cider_d_scores, rouge_l, rouge_l_scores, tokenize
 
 REFERENCES = [
     [
@@ -62,13 +63,19 @@ def reference_scores(
 
 
 def assert_equal_to_reference(candidates: list[str], references: list[list[str]], sigma: float = 6.0) -> None:
-    """Both metrics agree with `pycocoevalcap` to 1e-9."""
+    """The metrics agree with `pycocoevalcap` to 1e-9."""
     bleu_scores, cider_score, cider_image_scores = reference_scores(candidates, references, sigma)
     assert bleu(candidates, references) == pytest.approx(bleu_scores, rel=1e-9, abs=1e-9)
     assert cider_d(candidates, references, sigma=sigma) == pytest.approx(cider_score, rel=1e-9, abs=1e-9)
     assert cider_d_scores(candidates, references, sigma=sigma) == pytest.approx(
         cider_image_scores, rel=1e-9, abs=1e-9
     )
+    gts = {i: [joined(text) for text in texts] for i, texts in enumerate(references)}
+    rouge_score, rouge_image_scores = Rouge().compute_score(
+        gts, {i: [joined(text)] for i, text in enumerate(candidates)}
+    )
+    assert rouge_l(candidates, references) == pytest.approx(float(rouge_score), rel=1e-9, abs=1e-9)
+    assert rouge_l_scores(candidates, references) == pytest.approx(list(rouge_image_scores), rel=1e-9)
 
 
 @pytest.mark.parametrize("sigma", [6.0, 1.5])
@@ -90,6 +97,7 @@ def test_scores_stay_in_their_ranges(corpus: list[tuple[str, list[str]]]) -> Non
     candidates = [candidate for candidate, _ in corpus]
     references = [texts for _, texts in corpus]
     assert all(0 <= score <= 1 for score in bleu(candidates, references))
+    assert all(0 <= score <= 1 + 1e-9 for score in rouge_l_scores(candidates, references))
     assert all(0 <= score <= 1000 + 1e-9 for score in cider_d_scores(candidates, references))
 
 
@@ -106,15 +114,29 @@ def test_bleu_takes_the_shorter_of_two_equally_close_references() -> None:
     assert bleu(["a b c"], [["a b c d", "a b"]], max_n=1) == pytest.approx([1.0])
 
 
+def test_rouge_l_by_hand() -> None:
+    # "the sat on mat" is in both in that order: 4 of 5 words here, 4 of 6 there.
+    precision, recall = 4 / 5, 4 / 6
+    expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
+    assert rouge_l_scores(["the dog sat on mat"], [["the cat sat on the mat"]]) == pytest.approx([expected])
+
+
+def test_rouge_l_takes_precision_and_recall_from_the_reference_that_is_best_for_each() -> None:
+    # The first has all words of the candidate, the second has no other.
+    assert rouge_l(["a b"], [["a x b y", "b"]]) == pytest.approx(1.0)
+
+
 def test_a_perfect_caption() -> None:
     references = [["a dog runs on the beach"], ["two cats sleep on a bed"]]
     candidates = [texts[0] for texts in references]
     assert bleu(candidates, references) == pytest.approx([1, 1, 1, 1])
+    assert rouge_l(candidates, references) == pytest.approx(1)
     assert cider_d(candidates, references) == pytest.approx(1000)
 
 
 def test_an_empty_candidate_scores_nothing() -> None:
     assert bleu([""], [["a dog"]]) == [0, 0, 0, 0]
+    assert rouge_l([""], [["a dog"]]) == 0
     assert cider_d_scores(["", "a cat"], [["a dog"], ["a cat"]])[0] == 0
     assert_equal_to_reference(["", "a cat"], [["a dog"], ["a cat"]])
 
@@ -158,7 +180,7 @@ def test_tokenize_is_idempotent(text: str) -> None:
 def test_what_can_not_be_scored_is_refused(
     candidates: list[str], references: list[list[str]], message: str
 ) -> None:
-    for metric in (bleu, cider_d, cider_d_scores):
+    for metric in (bleu, rouge_l, cider_d, cider_d_scores):
         with pytest.raises(ValueError, match=message):
             metric(candidates, references)
 
