@@ -1,15 +1,22 @@
-"""Captioned images on disk -> features and token ids in memory-mapped arrays.
+"""Captioned images on disk -> pixels, features and token ids in memory-mapped arrays.
 
 Pictures go through `batchcap.captioner.images.decode_image` and captions through the `Tokenizer`, the very
-code that captions collections later, so that training and serving can't drift apart.
+code that captions collections later, so that training and serving can't drift apart. Both steps are kept in
+a cache under a fingerprint of all that they depend on: the files, and for features the CNN's weights.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -18,25 +25,35 @@ from batchcap.captioner.images import ImageSpec, decode_image
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import PADDING, Tokenizer
 from batchcap.errors import ImageError, TrainingError
+from model_training.augmentation import random_crops
 from model_training.datasets import CaptionedImage
 
+# Views of an image that a frozen CNN sees with --augment: the whole, its mirror image, six random crops.
+AUGMENTED_VIEWS = 8
+PLAIN_VIEWS = 2
 # Caption lengths are padded to multiples of this, so that a training step is traced for few shapes.
 _LENGTH_STEP = 4
+_DECODED_AT_ONCE = 256
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FeatureSet:
-    """Images with the features of a frozen CNN.
+class ImageArrays:
+    """Decoded images, or what a frozen CNN makes of them.
 
     Args:
-        images: those that could be decoded, in the order of `features`.
-        features: float16[images, 2, P, C], memory-mapped; index 1 is the mirrored image.
+        images: those that could be decoded, in the order of `views`.
+        views: uint8[images, 1, image_size, image_size, 3] or float16[images, V, P, C], memory-mapped; of V
+            views, 0 is the image and 1 its mirror image.
         failed: name and reason of the images that could not be decoded.
+        fingerprint: of all that `views` depends on.
     """
 
     images: tuple[CaptionedImage, ...]
-    features: np.ndarray
+    views: np.ndarray
     failed: tuple[tuple[str, str], ...]
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,115 +61,193 @@ class TrainBatch:
     """What one training step takes.
 
     Args:
-        features: float16[B, P, C].
+        inputs: uint8[B, image_size, image_size, 3] or float16[B, P, C].
         token_ids: int32[B, N, T], start, words, end, padding.
     """
 
-    features: np.ndarray
+    inputs: np.ndarray
     token_ids: np.ndarray
 
 
-def load_features(
-    model: CaptionModel,
-    images: Sequence[CaptionedImage],
-    data: Path,
-    cache_dir: Path,
-    *,
-    batch_size: int = 32,
-) -> FeatureSet:
-    """Runs the frozen CNN once over the images and their mirror images, or reads what an earlier run kept.
+def load_pixels(
+    images: Sequence[CaptionedImage], data: Path, spec: ImageSpec, cache_dir: Path
+) -> ImageArrays:
+    """Decodes images once, or reads what an earlier run kept.
 
     Args:
-        model: its CNN with its weights filled in.
-        images: what to run it on.
-        data: folder of the images.
-        cache_dir: where features are kept, under a fingerprint of all that they depend on.
-        batch_size: images that go through the CNN at once.
+        images: what to decode.
+        data: their folder.
+        spec: what `decode_image` is to make of them.
+        cache_dir: where the pixels are kept.
 
     Raises:
         TrainingError: no image can be decoded, or the cache can't be written or read.
     """
-    spec = model.config.image
-    folder = cache_dir / f"features-{_features_fingerprint(images, data, model)}"
-    features_path, index_path = folder / "features.npy", folder / "index.json"
+    described = {
+        "files": [(image.name, *_stat(data / image.name)) for image in images],
+        "data": str(data.resolve()),
+        "image": asdict(spec),
+    }
+    fingerprint = _digest(described)
+    pixels_path = cache_dir / f"pixels-{fingerprint}.npy"
+    index_path = pixels_path.with_suffix(".json")
     try:
         if not index_path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            _extract(model, images, data, spec, features_path, index_path, batch_size)
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _staged(pixels_path) as staging:
+                index = _decode_all(images, data, spec, staging)
+            # Last: pixels without an index are not finished.
+            with _staged(index_path) as staging:
+                staging.write_text(json.dumps(index), encoding="utf-8")
         index = json.loads(index_path.read_text(encoding="utf-8"))
         decoded = set(index["decoded"])
         if not decoded:
             raise TrainingError(f"none of the {len(images)} images in {data} can be decoded")
-        features = np.load(features_path, mmap_mode="r")[: len(decoded)]
-    except OSError as error:
-        raise TrainingError(
-            f"can't keep features in {cache_dir}: {error.strerror or error}; give another --cache_dir"
-        ) from error
+        pixels = np.load(pixels_path, mmap_mode="r")[: len(decoded), None]
+    except (OSError, ValueError, KeyError) as error:
+        raise _cache_error(cache_dir, error) from error
     kept = tuple(image for image in images if image.name in decoded)
-    return FeatureSet(kept, features, tuple(map(tuple, index["failed"])))
+    return ImageArrays(kept, pixels, tuple(map(tuple, index["failed"])), fingerprint)
 
 
-def _extract(
+def load_features(
     model: CaptionModel,
-    images: Sequence[CaptionedImage],
-    data: Path,
-    spec: ImageSpec,
-    features_path: Path,
-    index_path: Path,
-    batch_size: int,
-) -> None:
-    size = spec.image_size
-    extract = tf.function(
-        lambda pixels: tf.cast(model.extract_features(pixels), tf.float16),
-        input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
-    )
-    shape = (len(images), 2, *model.feature_shape)
-    features = np.lib.format.open_memmap(features_path, mode="w+", dtype=np.float16, shape=shape)
-    decoded: list[str] = []
-    failed: list[tuple[str, str]] = []
-    pending: list[np.ndarray] = []
+    pixels: ImageArrays,
+    cache_dir: Path,
+    *,
+    views: int = PLAIN_VIEWS,
+    batch_size: int = 32,
+) -> ImageArrays:
+    """Runs the frozen CNN once over views of the images, or reads what an earlier run kept.
 
-    def flush() -> None:
-        if pending:
-            pixels = np.stack(pending)
-            rows = slice(len(decoded) - len(pending), len(decoded))
-            features[rows, 0] = extract(pixels).numpy()
-            features[rows, 1] = extract(pixels[:, :, ::-1]).numpy()
-            pending.clear()
+    Args:
+        model: its CNN with its weights filled in.
+        pixels: what to run it on, from `load_pixels`.
+        cache_dir: where features are kept.
+        views: V; from the third on they are random crops, always the same for the same images.
+        batch_size: images that go through the CNN at once.
 
-    for image in images:
-        try:
-            pending.append(decode_image((data / image.name).read_bytes(), spec))
-            decoded.append(image.name)
-        except (ImageError, OSError) as error:
-            failed.append((image.name, str(error)))
-        if len(pending) == batch_size:
-            flush()
-    flush()
-    features.flush()
-    # Last: a folder without an index is an extraction that did not finish.
-    index_path.write_text(json.dumps({"decoded": decoded, "failed": failed}), encoding="utf-8")
-
-
-def _features_fingerprint(images: Sequence[CaptionedImage], data: Path, model: CaptionModel) -> str:
-    def stat(name: str) -> tuple[int, int]:
-        try:
-            found = (data / name).stat()
-        except OSError:
-            return (-1, -1)
-        return (found.st_size, found.st_mtime_ns)
-
+    Raises:
+        TrainingError: the cache can't be written or read.
+    """
     weights = hashlib.sha256()
     for weight in model.backbone.get_weights():
         weights.update(weight.tobytes())
     described = {
-        "files": [(image.name, *stat(image.name)) for image in images],
-        "data": str(data.resolve()),
+        "pixels": pixels.fingerprint,
         "backbone": model.config.backbone,
         "weights": weights.hexdigest(),
-        "image": asdict(model.config.image),
+        "views": views,
     }
+    fingerprint = _digest(described)
+    path = cache_dir / f"features-{fingerprint}.npy"
+    try:
+        if not path.exists():
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _staged(path) as staging:
+                _extract(model, pixels.views, staging, views, batch_size)
+        features = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise _cache_error(cache_dir, error) from error
+    return ImageArrays(pixels.images, features, pixels.failed, fingerprint)
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """A file to write that gets its name when it is complete, whoever else writes the same."""
+    staging = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
+    try:
+        yield staging
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _decode_all(
+    images: Sequence[CaptionedImage], data: Path, spec: ImageSpec, path: Path
+) -> dict[str, list[Any]]:
+    """Writes uint8[images, H, W, 3], its first rows filled in.
+
+    Returns:
+        `decoded`, the names in the order of the rows, and `failed`, names and reasons.
+    """
+    size = spec.image_size
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
+    decoded: list[str] = []
+    failed: list[tuple[str, str]] = []
+    decode = partial(_decode, data=data, spec=spec)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # In pieces: what is decoded but not yet written is in memory.
+        for start in range(0, len(images), _DECODED_AT_ONCE):
+            piece = images[start : start + _DECODED_AT_ONCE]
+            for image, found in zip(piece, pool.map(decode, piece), strict=True):
+                if isinstance(found, str):
+                    failed.append((image.name, found))
+                else:
+                    pixels[len(decoded)] = found
+                    decoded.append(image.name)
+    pixels.flush()
+    return {"decoded": decoded, "failed": failed}
+
+
+def _decode(image: CaptionedImage, data: Path, spec: ImageSpec) -> np.ndarray | str:
+    """uint8[H, W, 3], or the reason why there is none."""
+    try:
+        return decode_image((data / image.name).read_bytes(), spec)
+    except (ImageError, OSError) as error:
+        return str(error)
+
+
+def _extract(model: CaptionModel, pixels: np.ndarray, path: Path, views: int, batch_size: int) -> None:
+    """Writes float16[images, views, P, C]."""
+    size = model.config.image.image_size
+    extract = tf.function(
+        lambda images: tf.cast(model.extract_features(images), tf.float16),
+        input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)],
+    )
+    shape = (len(pixels), views, *model.feature_shape)
+    features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    for start in range(0, len(pixels), batch_size):
+        rows = slice(start, start + batch_size)
+        images = pixels[rows, 0].astype(np.float32)
+        for view in range(views):
+            if view == 0:
+                seen = images
+            elif view == 1:
+                seen = images[:, :, ::-1]
+            else:
+                seen = random_crops(images, seed=(start, view))
+            features[rows, view] = extract(seen).numpy()
+    features.flush()
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (-1, -1)
+    return (found.st_size, found.st_mtime_ns)
+
+
+def _digest(described: object) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+
+def _cache_error(cache_dir: Path, error: Exception) -> TrainingError:
+    reason = getattr(error, "strerror", None) or error
+    return TrainingError(
+        f"can't keep images and features in {cache_dir}: {reason}; give another --cache_dir, or empty it"
+    )
+
+
+def encode_captions(
+    images: Sequence[CaptionedImage], tokenizer: Tokenizer, sequence_length: int
+) -> list[np.ndarray]:
+    """int32[captions, S] for each image; longer captions are cut."""
+    return [
+        np.array([tokenizer.encode(text, sequence_length) for text in image.captions], np.int32)
+        for image in images
+    ]
 
 
 def batches_per_epoch(images: int, *, batch_size: int, captions_per_image: int) -> int:
@@ -162,54 +257,79 @@ def batches_per_epoch(images: int, *, batch_size: int, captions_per_image: int) 
 
 
 def train_batches(
-    features: FeatureSet,
-    tokenizer: Tokenizer,
+    views: np.ndarray,
+    token_ids: Sequence[np.ndarray],
     *,
-    sequence_length: int,
     batch_size: int,
     captions_per_image: int,
     rng: np.random.Generator,
+    skip: int = 0,
 ) -> Iterator[TrainBatch]:
     """One epoch: every image once, with all its captions, so that it is encoded once for all of them.
 
-    Images whose longest captions are alike share a batch, which keeps padding short. Half of the images,
-    drawn anew each epoch, are mirrored.
+    Images whose longest captions are alike share a batch, which keeps padding short. Each image is shown in
+    one of its views, drawn anew each epoch.
 
     Args:
-        features: the training images.
-        tokenizer: turns their captions into ids.
-        sequence_length: S; longer captions are cut.
+        views: [images, V, ...], see `ImageArrays`.
+        token_ids: of each image, int32[captions, S].
         batch_size: captions in a batch, rounded down to whole images (one at least).
         captions_per_image: N; an image with fewer repeats some, one with more has N of them drawn.
-        rng: decides order, mirroring and repeats.
+        rng: decides order, views and repeats; the same generator gives the same epoch.
+        skip: leave out so many batches of the beginning.
     """
-    drawn = (_draw(image.captions, captions_per_image, rng) for image in features.images)
-    token_ids = np.array(
-        [[tokenizer.encode(text, sequence_length) for text in captions] for captions in drawn]
-    )  # images, N, S
-    lengths = (token_ids != PADDING).sum(-1).max(-1)
+    chosen = np.stack([ids[_draw(len(ids), captions_per_image, rng)] for ids in token_ids])  # images, N, S
+    lengths = (chosen != PADDING).sum(-1).max(-1)
+    view = rng.integers(0, views.shape[1], len(chosen))
     images_per_batch = _images_per_batch(batch_size, captions_per_image)
-    order = rng.permutation(len(token_ids))
+    batches = alike_batches(lengths, images_per_batch, rng)
+    for rows in batches[skip:]:
+        rows = np.sort(rows)
+        length = padded_length(lengths[rows].max(), chosen.shape[-1])
+        yield TrainBatch(views[rows, view[rows]], chosen[rows, :, :length])
+
+
+def alike_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The indices of `lengths` in random batches, each of indices of much the same length.
+
+    Args:
+        lengths: int[items].
+        batch_size: items of a batch; the last one may have fewer.
+        rng: decides.
+    """
+    order = rng.permutation(len(lengths))
     # Sorting within large pools keeps the order random enough and the lengths of a batch alike.
-    pool = images_per_batch * 32
+    pool = batch_size * 32
     batches = []
     for start in range(0, len(order), pool):
-        alike = sorted(order[start : start + pool], key=lambda image: lengths[image])
-        batches += [alike[i : i + images_per_batch] for i in range(0, len(alike), images_per_batch)]
-    for chosen in rng.permutation(len(batches)):
-        rows = np.sort(batches[chosen])
-        # One more than a multiple: the network reads all but the last token and predicts all but the first.
-        steps = math.ceil((lengths[rows].max() - 1) / _LENGTH_STEP)
-        length = min(sequence_length, steps * _LENGTH_STEP + 1)
-        mirrored = rng.integers(0, 2, len(rows))
-        yield TrainBatch(features.features[rows, mirrored], token_ids[rows, :, :length])
+        pooled = order[start : start + pool]
+        alike = pooled[np.argsort(lengths[pooled], kind="stable")]
+        batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def padded_length(longest: int, sequence_length: int) -> int:
+    """Tokens to which the captions of a batch are padded."""
+    # One more than a multiple: the network reads all but the last token and predicts all but the first.
+    return min(sequence_length, math.ceil((int(longest) - 1) / _LENGTH_STEP) * _LENGTH_STEP + 1)
+
+
+def prefetch(items: Iterable[_T]) -> Iterator[_T]:
+    """Yields the items (none of them None), the next one read by another thread while this one is used."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as reader:
+        pending = reader.submit(next, iterator, None)
+        while (item := pending.result()) is not None:
+            pending = reader.submit(next, iterator, None)
+            yield item
 
 
 def _images_per_batch(batch_size: int, captions_per_image: int) -> int:
     return max(1, batch_size // captions_per_image)
 
 
-def _draw(captions: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    if len(captions) >= count:
-        return [captions[i] for i in rng.permutation(len(captions))[:count]]
-    return [*captions, *(captions[i] for i in rng.integers(0, len(captions), count - len(captions)))]
+def _draw(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of `count` captions: all that are there, and some of them again where they are too few."""
+    if available >= count:
+        return rng.permutation(available)[:count]
+    return np.concatenate([np.arange(available), rng.integers(0, available, count - available)])

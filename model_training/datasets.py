@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from batchcap.captioner.tokenizer import standardize
 from batchcap.errors import TrainingError, UsageError
 
 Format = Literal["auto", "flickr30k-csv", "karpathy", "coco", "flickr8k-token", "tsv", "csv"]
@@ -218,6 +219,42 @@ def read_subset(
     missing = len(set(part.names) - found.captions.keys())
     use = f"{len(images):,} images of {part.source} to score on"
     return images, found.summary(use, {"names without captions": missing})
+
+
+def read_texts(
+    captions: Path, *, unseen: Sequence[CaptionedImage], format: Format = "auto"
+) -> tuple[tuple[str, ...], str]:
+    """Reads captions without their images, to learn the language of captions from.
+
+    An image of which a caption, word for word, is one of `unseen` may be one of these images under another
+    name, as Flickr8k's photographs are in Flickr30k: all of its captions are left out.
+
+    Args:
+        captions: a file of one of the formats.
+        unseen: the images to choose on, whose captions must stay unknown.
+        format: its format; `auto` looks at its content.
+
+    Returns:
+        The captions, and what was read and left out, in one line.
+
+    Raises:
+        TrainingError: as `read_dataset`, or all captions are left out.
+    """
+    found = _read(captions, format)
+    hidden = {standardize(caption) for image in unseen for caption in image.captions}
+    kept: list[str] = []
+    left_out = 0
+    for texts in found.captions.values():
+        if hidden.isdisjoint(map(standardize, texts)):
+            kept += texts
+        else:
+            left_out += 1
+    summary = found.summary(
+        f"{len(kept):,} captions to read", {"images that may be among those to choose on": left_out}
+    )
+    if not kept:
+        raise TrainingError(f"no caption is left to learn from; {summary}")
+    return tuple(kept), summary
 
 
 def _read(path: Path, format: Format) -> _Collection:

@@ -5,6 +5,8 @@ Options have the names of the original system, with underscores; dashes work as 
 
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +18,7 @@ import typer
 from batchcap.captioner.config import Backbone, CaptionerConfig
 from batchcap.captioner.images import ImageSpec
 from batchcap.errors import BatchcapError, UsageError
-from model_training.config import TrainConfig
+from model_training.config import Preset, TrainCnn, TrainConfig, preset_options
 from model_training.datasets import Format
 
 app = typer.Typer(
@@ -32,11 +34,27 @@ def _option(name: str, help_text: str, panel: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, **settings)
 
 
-_DATA, _NETWORK, _TRAINING, _RESULTS = "Data", "Network", "Training", "Results"
+def _switch(name: str, help_text: str, panel: str) -> Any:
+    """A switch and its opposite, with underscores and with dashes."""
+    dashed = name.replace("_", "-")
+    names = dict.fromkeys([f"--{name}/--no_{name}", f"--{dashed}/--no-{dashed}"])
+    return typer.Option(*names, help=help_text, rich_help_panel=panel)
+
+
+_DROPOUTS = ("residual_dropout", "attention_dropout", "ff_dropout", "output_dropout")
+_DATA, _NETWORK, _TRAINING, _REGULARIZATION, _STAGES, _RESULTS = (
+    "Data",
+    "Network",
+    "Training",
+    "Against overfitting",
+    "Stages before and after",
+    "Results",
+)
 
 
 @app.command()
 def train_model(
+    context: typer.Context,
     data: Annotated[Path, _option("data", "Folder of the images.", _DATA)],
     captions: Annotated[Path, _option("captions", "File of captions.", _DATA)],
     format: Annotated[Format, _option("format", "Of the captions.", _DATA)] = "auto",
@@ -50,11 +68,14 @@ def train_model(
         float, _option("dev_share", "Of the images, to choose on, if nothing else splits them.", _DATA)
     ] = 0.05,
     limit: Annotated[int, _option("limit", "Images of each split; 0 for all.", _DATA, min=0)] = 0,
-    cache_dir: Annotated[Path, _option("cache_dir", "Keeps CNN features for later runs.", _DATA)] = Path(
-        "local_runs/cache"
-    ),
+    cache_dir: Annotated[
+        Path, _option("cache_dir", "Keeps pixels and features for later runs.", _DATA)
+    ] = Path("local_runs/cache"),
     vocabulary_size: Annotated[int, _option("vocabulary_size", "Tokens at most.", _DATA, min=5)] = 10_000,
     min_count: Annotated[int, _option("min_count", "Rarer words are unknown words.", _DATA, min=1)] = 1,
+    preset: Annotated[
+        Preset | None, _option("preset", "A shape of the original's; other options change it.", _NETWORK)
+    ] = None,
     backbone: Annotated[Backbone, _option("backbone", "The CNN.", _NETWORK)] = "efficientnet_b1",
     backbone_weights: Annotated[
         str, _option("backbone_weights", "imagenet, none, or a file.", _NETWORK)
@@ -71,42 +92,69 @@ def train_model(
         int | None, _option("key_dim", "Width of a head.  [default: embed_dim]", _NETWORK, min=1)
     ] = None,
     scale_embeddings: Annotated[
-        bool,
-        typer.Option(
-            "--scale_embeddings/--no_scale_embeddings",
-            "--scale-embeddings/--no-scale-embeddings",
-            help="Token embeddings times sqrt(embed_dim).",
-            rich_help_panel=_NETWORK,
-        ),
+        bool, _switch("scale_embeddings", "Token embeddings times sqrt(embed_dim).", _NETWORK)
     ] = True,
-    residual_dropout: Annotated[
-        float, _option("residual_dropout", "Of what each sublayer adds.", _TRAINING, min=0.0, max=0.95)
-    ] = 0.0,
-    attention_dropout: Annotated[
-        float, _option("attention_dropout", "Of attention weights.", _TRAINING, min=0.0, max=0.95)
-    ] = 0.1,
-    ff_dropout: Annotated[
-        float, _option("ff_dropout", "Inside the feed-forward part.", _TRAINING, min=0.0, max=0.95)
-    ] = 0.3,
-    output_dropout: Annotated[
-        float, _option("output_dropout", "Before the last layer.", _TRAINING, min=0.0, max=0.95)
-    ] = 0.5,
     epochs: Annotated[int, _option("epochs", "Passes over the images.", _TRAINING, min=1)] = 20,
     batch_size: Annotated[int, _option("batch_size", "Captions a step.", _TRAINING, min=1)] = 128,
     lr: Annotated[float, _option("lr", "Peak learning rate.", _TRAINING, min=0.0)] = 1e-3,
     warmup_steps: Annotated[int, _option("warmup_steps", "Steps to the peak.", _TRAINING, min=0)] = 200,
-    weight_decay: Annotated[float, _option("weight_decay", "Of AdamW.", _TRAINING, min=0.0)] = 0.01,
     clip_norm: Annotated[float, _option("clip_norm", "Norm of the gradients.", _TRAINING, min=0.0)] = 1.0,
-    ema_momentum: Annotated[
-        float, _option("ema_momentum", "Average the weights over steps.", _TRAINING, min=0.0, max=0.99999)
+    train_cnn: Annotated[
+        TrainCnn, _option("train_cnn", "How much of the CNN: none, its top, all.", _TRAINING)
+    ] = "none",
+    cnn_lr: Annotated[
+        float, _option("cnn_lr", "Learning rate of the CNN, as a share of --lr.", _TRAINING, min=0.0)
+    ] = 0.1,
+    mixed_precision: Annotated[bool, _switch("mixed_precision", "Compute in bfloat16.", _TRAINING)] = False,
+    patience: Annotated[
+        int,
+        _option("patience", "Stop after so many epochs that are no better; 0: never.", _TRAINING, min=0),
+    ] = 5,
+    seed: Annotated[int, _option("seed", "Of weights, order, dropout, split.", _TRAINING, min=0)] = 0,
+    augment: Annotated[bool, _switch("augment", "Also train on random crops.", _REGULARIZATION)] = False,
+    dropout: Annotated[
+        float | None,
+        _option("dropout", "All of the following, where not given.", _REGULARIZATION, min=0.0, max=0.95),
+    ] = None,
+    residual_dropout: Annotated[
+        float, _option("residual_dropout", "Of what each sublayer adds.", _REGULARIZATION, min=0.0, max=0.95)
     ] = 0.0,
+    attention_dropout: Annotated[
+        float, _option("attention_dropout", "Of attention weights.", _REGULARIZATION, min=0.0, max=0.95)
+    ] = 0.1,
+    ff_dropout: Annotated[
+        float, _option("ff_dropout", "Inside the feed-forward part.", _REGULARIZATION, min=0.0, max=0.95)
+    ] = 0.3,
+    output_dropout: Annotated[
+        float, _option("output_dropout", "Before the last layer.", _REGULARIZATION, min=0.0, max=0.95)
+    ] = 0.5,
+    weight_decay: Annotated[float, _option("weight_decay", "Of AdamW.", _REGULARIZATION, min=0.0)] = 0.01,
     label_smoothing: Annotated[
-        float, _option("label_smoothing", "Spread over all words.", _TRAINING, min=0.0, max=0.9)
+        float, _option("label_smoothing", "Spread over all words.", _REGULARIZATION, min=0.0, max=0.9)
     ] = 0.0,
-    seed: Annotated[int, _option("seed", "Of weights, order, dropout, split.", _TRAINING)] = 0,
-    artifact_dir: Annotated[Path, _option("artifact_dir", "Folder of the bundle.", _RESULTS)] = Path(
+    ema_momentum: Annotated[
+        float, _option("ema_momentum", "Average weights over steps.", _REGULARIZATION, min=0.0, max=0.99999)
+    ] = 0.0,
+    text: Annotated[
+        Path | None, _option("text", "Captions without images, to learn their language first.", _STAGES)
+    ] = None,
+    text_epochs: Annotated[int, _option("text_epochs", "Passes over them.", _STAGES, min=1)] = 1,
+    scst_epochs: Annotated[
+        int, _option("scst_epochs", "Passes of self-critical training, last.", _STAGES, min=0)
+    ] = 0,
+    scst_lr: Annotated[float, _option("scst_lr", "Its peak learning rate.", _STAGES, min=0.0)] = 5e-5,
+    scst_samples: Annotated[
+        int, _option("scst_samples", "Captions that it draws for an image.", _STAGES, min=2)
+    ] = 5,
+    artifact_dir: Annotated[Path, _option("artifact_dir", "Folder of the run.", _RESULTS)] = Path(
         "./local_runs/default_run"
     ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run there.", rich_help_panel=_RESULTS)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run there.", rich_help_panel=_RESULTS)
+    ] = False,
     num_beams: Annotated[int, _option("num_beams", "Beams of the finished bundle.", _RESULTS, min=1)] = 3,
     length_penalty: Annotated[float, _option("length_penalty", "Of these beams.", _RESULTS, min=0.0)] = 0.7,
     wandb: Annotated[
@@ -115,65 +163,50 @@ def train_model(
     wandb_project: Annotated[str, _option("wandb_project", "Its project.", _RESULTS)] = "batchcap",
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train a captioner with a frozen CNN; the epoch with the best CIDEr-D becomes the bundle."""
+    """Train a captioner; the epoch with the best CIDEr-D on images it has not seen becomes the bundle."""
+    given = dict(context.params)
+    # What was not given explicitly follows from the preset and from --dropout.
+    implied = preset_options(preset) | ({} if dropout is None else dict.fromkeys(_DROPOUTS, dropout))
+    for name, value in implied.items():
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            given[name] = value
     try:
-        try:
-            shape = CaptionerConfig(
-                backbone=backbone,
-                image=ImageSpec(image_size),
-                vocabulary_size=vocabulary_size,
-                sequence_length=seq_length,
-                embed_dim=embed_dim,
-                ff_dim=ff_dim,
-                enc_heads=enc_heads,
-                dec_heads=dec_heads,
-                enc_layers=enc_layers,
-                dec_layers=dec_layers,
-                key_dim=key_dim,
-                scale_embeddings=scale_embeddings,
-                residual_dropout=residual_dropout,
-                attention_dropout=attention_dropout,
-                ff_dropout=ff_dropout,
-                output_dropout=output_dropout,
-            )
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        config = TrainConfig(
-            data=data,
-            captions=captions,
-            train_split=train_split,
-            dev_split=dev_split,
-            artifact_dir=artifact_dir,
-            captioner=shape,
-            backbone_weights=backbone_weights,
-            cache_dir=cache_dir,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            warmup_steps=warmup_steps,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            ema_momentum=ema_momentum,
-            label_smoothing=label_smoothing,
-            min_count=min_count,
-            num_beams=num_beams,
-            length_penalty=length_penalty,
-            seed=seed,
-            limit=limit,
-            wandb=wandb,
-            wandb_project=wandb_project,
-            format=format,
-            dev_share=dev_share,
-        )
+        if resume and overwrite:
+            raise UsageError("--resume and --overwrite exclude each other; give one of them")
+        config = _to_config(given)
         # Importing TensorFlow takes seconds, which `--help` and a wrong option should not.
         from model_training.training import train
 
         print(f"the model is in {train(config, report=_report)}")
+    except KeyboardInterrupt:
+        print("train_model: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
     except BatchcapError as error:
         if debug:
             raise
         print(f"train_model: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_status) from error
+
+
+def _to_config(options: Mapping[str, Any]) -> TrainConfig:
+    """The options of the command line, as the trainer takes them.
+
+    Raises:
+        UsageError: a network of this shape can't work.
+    """
+    values = dict(options)
+    shape = {
+        **{field.name: values[field.name] for field in fields(CaptionerConfig) if field.name in values},
+        "image": ImageSpec(values["image_size"]),
+        "sequence_length": values["seq_length"],
+    }
+    try:
+        captioner = CaptionerConfig(**shape)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    of_run = {field.name: values[field.name] for field in fields(TrainConfig) if field.name in values}
+    return TrainConfig(**of_run, captioner=captioner)
 
 
 def _report(line: str) -> None:

@@ -1,41 +1,109 @@
-"""One training run, from its configuration to the bundle."""
+"""One training run, from its options to the bundle: data, network, then stage by stage, epoch by epoch."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from batchcap.captioner.bundle import may_be_replaced, write_bundle
-from batchcap.captioner.config import GenerationConfig
-from batchcap.captioner.decoding import generate
+from batchcap.captioner.bundle import Bundle, write_bundle
+from batchcap.captioner.captioner import assign_weights
+from batchcap.captioner.config import CaptionerConfig, GenerationConfig
 from batchcap.captioner.model import CaptionModel
-from batchcap.captioner.tokenizer import PADDING, Tokenizer
-from batchcap.errors import TrainingError
+from batchcap.captioner.tokenizer import Tokenizer
+from batchcap.errors import TrainingError, UsageError
+from model_training.checkpoint import CHECKPOINT, damaged, read_position, restore_checkpoint, save_checkpoint
 from model_training.config import TrainConfig
+from model_training.cross_entropy import CrossEntropyStage
 from model_training.data_processing import (
-    FeatureSet,
-    TrainBatch,
-    batches_per_epoch,
+    AUGMENTED_VIEWS,
+    PLAIN_VIEWS,
+    ImageArrays,
+    encode_captions,
     load_features,
-    train_batches,
+    load_pixels,
+    prefetch,
 )
-from model_training.datasets import Dataset, read_dataset
-from model_training.metrics import bleu, cider_d
+from model_training.datasets import CaptionedImage, Dataset, read_dataset, read_texts
+from model_training.distribution import Replicas, default_strategy, variables_of
+from model_training.fine_tuning import freeze
+from model_training.judge import Judge
+from model_training.model_card import model_card
+from model_training.optimization import Optimizer
 from model_training.pretrained import load_backbone_weights
-from model_training.training_utils import Tracker, check_wandb, model_card
+from model_training.run_folder import DEV_NAMES, check_folder, clear_folder, write_run_file
+from model_training.samples import Sample
+from model_training.self_critical import SelfCriticalStage
+from model_training.text_warmup import TextStage
+from model_training.tracking import Tracker, TrackerState, check_wandb
 
-# Training data sets have five captions an image; more are drawn from, fewer are repeated.
-CAPTIONS_PER_IMAGE = 5
-_EVALUATION_BATCH = 64
+# Dev images whose captions are shown after every epoch.
+_SAMPLES = 8
+# Seconds between checkpoints within an epoch; each epoch ends with one.
+CHECKPOINT_S = 600.0
+
+
+class Stage(Protocol):
+    """A part of a run with a loss of its own."""
+
+    name: str
+    epochs: int
+    steps_per_epoch: int
+    optimizer: Optimizer
+
+    def batches(self, rng: np.random.Generator, skip: int = 0) -> Iterator[Any]:
+        """The batches of one epoch, without the first `skip`; the same generator gives the same epoch."""
+
+    def step(self, batch: Any) -> dict[str, float]:
+        """Trains on a batch; returns sums, and under `count` what to divide them by for their means."""
+
+
+@dataclasses.dataclass(slots=True)
+class Position:
+    """Where a run stands: all that a checkpoint keeps beside variables.
+
+    Args:
+        stage: index of the stage.
+        epoch: of the stage, from 1.
+        step: steps of the epoch that are done.
+        totals: what the stage has summed up in these steps.
+        seconds: that they took.
+        best_cider: CIDEr-D of the best epoch so far.
+        stale_epochs: epochs since then, within the stage.
+        earlier_epochs: of the stages before.
+        earlier_steps: of the stages before.
+        finished: whether nothing is left to do.
+    """
+
+    stage: int = 0
+    epoch: int = 1
+    step: int = 0
+    totals: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    best_cider: float = -1.0
+    stale_epochs: int = 0
+    earlier_epochs: int = 0
+    earlier_steps: int = 0
+    finished: bool = False
+
+    def after(self, stage: Stage) -> "Position":
+        """The start of the stage that follows."""
+        return Position(
+            stage=self.stage + 1,
+            best_cider=self.best_cider,
+            earlier_epochs=self.earlier_epochs + self.epoch - 1,
+            earlier_steps=self.earlier_steps + stage.optimizer.steps,
+        )
 
 
 def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
-    """Trains a captioner with a frozen CNN and writes the bundle of its best epoch.
+    """Trains a captioner and writes the bundle of its best epoch, the one with the highest dev CIDEr-D.
 
     Args:
         config: all options of the run.
@@ -45,10 +113,237 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
         The folder of the bundle.
 
     Raises:
+        UsageError: options that make no sense together.
         TrainingError: data or options can't work, or the loss is no longer finite.
     """
-    _check_places(config)
-    keras.utils.set_random_seed(config.seed)
+    check_wandb(config)
+    if config.scst_epochs and config.scst_samples < 2:
+        raise UsageError("--scst_samples must be at least 2: captions are compared with each other")
+    check_folder(config)
+    with _precision(config.mixed_precision):
+        _Run(config, report).train()
+    return config.artifact_dir
+
+
+@contextmanager
+def _precision(mixed: bool) -> Iterator[None]:
+    """Layers that are built meanwhile compute in bfloat16, if `mixed`, which needs no scaling of losses."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+class _Run:
+    """A training run: what its stages share, and where it stands.
+
+    Args:
+        config: its options.
+        report: takes a line for people now and then.
+    """
+
+    def __init__(self, config: TrainConfig, report: Callable[[str], None]) -> None:
+        self.config = config
+        self.report = report
+        self.position = Position()
+        self.folder = config.artifact_dir
+        keras.utils.set_random_seed(config.seed)
+        self.dataset, self.texts = _read_data(config, report)
+        self.tokenizer = _make_tokenizer(self.dataset, config)
+        shape = dataclasses.replace(config.captioner, vocabulary_size=self.tokenizer.vocabulary_size)
+        self.replicas = Replicas(default_strategy())
+        with self.replicas.strategy.scope():
+            self.model = CaptionModel(shape)
+            load_backbone_weights(self.model.backbone, shape.backbone, config.backbone_weights)
+            freeze(self.model.backbone, config.train_cnn)
+        # In single precision and on one device, as bundles are: what is judged and written.
+        self.judged = _build_single(shape)
+        _copy_weights(self.model, self.judged)
+
+    def train(self) -> None:
+        """Trains, or goes on training, until the last stage is done."""
+        config = self.config
+        found = read_position(config.artifact_dir) if config.resume else None
+        resumed = None
+        if found is not None:
+            try:
+                self.position, resumed = Position(**found["run"]), TrackerState(**found["tracker"])
+            except (KeyError, TypeError) as error:
+                raise damaged(config.artifact_dir / CHECKPOINT, "it is of another version") from error
+        if self.position.finished:
+            self.report(f"the run in {config.artifact_dir} is finished")
+            return
+        self.tracker = Tracker(
+            config,
+            details={"parameters": self.model.count_params()},
+            resumed=resumed,
+            report=self.report,
+        )
+        # Before the CNN runs over all images: tracking that can't start should say so at once.
+        with self.tracker:
+            if resumed is None:
+                clear_folder(self.folder)
+            stages = self._prepare()
+            for index in range(self.position.stage, len(stages)):
+                with self.replicas.strategy.scope():
+                    stage = stages[index]()
+                if resumed is not None:
+                    restore_checkpoint(config.artifact_dir, self._variables(stage))
+                    resumed = None
+                self._train_stage(stage)
+                self.position = self.position.after(stage)
+            self.position.finished = True
+            self._save([])
+            self.tracker.finish(self.folder)
+
+    def _prepare(self) -> list[Callable[[], Stage]]:
+        """Reads the images; the stages of the run, each to be built when the one before it is done."""
+        config, tokenizer, replicas = self.config, self.tokenizer, self.replicas
+        pixels = self._load_pixels(self.dataset.train)
+        train_set, dev_set = self._see(pixels), self._see(self._load_pixels(self.dataset.dev), is_dev=True)
+        generation = GenerationConfig(config.num_beams, config.length_penalty)
+        self.judge = Judge(self.judged, tokenizer, generation, dev_set)
+        names = "".join(f"{image.name}\n" for image in self.dataset.dev)
+        write_run_file(self.folder / DEV_NAMES, names)
+
+        def text() -> Stage:
+            texts = [*self.texts, *(caption for image in self.dataset.train for caption in image.captions)]
+            return TextStage(self.model, config, texts, tokenizer, replicas)
+
+        def cross_entropy() -> Stage:
+            token_ids = encode_captions(train_set.images, tokenizer, self.model.config.sequence_length)
+            return CrossEntropyStage(self.model, config, train_set.views, token_ids, replicas)
+
+        def self_critical() -> Stage:
+            # From the best epoch on, which need not be the last; its CNN stays as it is.
+            best = Bundle.open(self.folder).weights()
+            assign_weights(self.model, best)
+            assign_weights(self.judged, best)
+            freeze(self.model.backbone, "none")
+            features = train_set if config.train_cnn == "none" else self._features(pixels)
+            return SelfCriticalStage(self.model, config, features, tokenizer, replicas)
+
+        wanted = {text: bool(self.texts), cross_entropy: True, self_critical: config.scst_epochs > 0}
+        return [stage for stage, is_wanted in wanted.items() if is_wanted]
+
+    def _load_pixels(self, images: Sequence[CaptionedImage]) -> ImageArrays:
+        pixels = load_pixels(images, self.config.data, self.model.config.image, self.config.cache_dir)
+        for name, reason in pixels.failed:
+            self.report(f"left out {name}: {reason}")
+        return pixels
+
+    def _see(self, pixels: ImageArrays, *, is_dev: bool = False) -> ImageArrays:
+        """What the stages train on: pixels or, where the CNN stays as it is, its features."""
+        return pixels if self.config.train_cnn != "none" else self._features(pixels, is_dev=is_dev)
+
+    def _features(self, pixels: ImageArrays, *, is_dev: bool = False) -> ImageArrays:
+        views = AUGMENTED_VIEWS if self.config.augment and not is_dev else PLAIN_VIEWS
+        return load_features(self.judged, pixels, self.config.cache_dir, views=views)
+
+    def _train_stage(self, stage: Stage) -> None:
+        position = self.position
+        while position.epoch <= stage.epochs and not self._has_converged():
+            self._train_epoch(stage)
+            scores: dict[str, float | str] = {
+                "epoch": position.earlier_epochs + position.epoch,
+                "stage": stage.name,
+                **_means(position.totals),
+                "train_s": position.seconds,
+            }
+            if stage.name != "text":
+                scores |= self._judge(stage, scores)
+            self.tracker.log_epoch(scores)
+            self.report("  ".join(f"{key} {_short(value)}" for key, value in scores.items()))
+            position.epoch, position.step, position.totals, position.seconds = position.epoch + 1, 0, {}, 0.0
+            self._save(self._variables(stage))
+        if self._has_converged():
+            self.report(f"no better CIDEr-D for {position.stale_epochs} epochs")
+
+    def _has_converged(self) -> bool:
+        return 0 < self.config.patience <= self.position.stale_epochs
+
+    def _train_epoch(self, stage: Stage) -> None:
+        """Trains on what is left of the epoch."""
+        position = self.position
+        rng = np.random.default_rng((self.config.seed, position.stage, position.epoch))
+        totals = Counter(position.totals)
+        seconds_before, started = position.seconds, time.monotonic()
+        saved = started
+        for batch in prefetch(stage.batches(rng, skip=position.step)):
+            sums = stage.step(batch)
+            if not math.isfinite(sums["loss"]):
+                raise TrainingError(
+                    f"the loss is {sums['loss']} at step {position.step + 1} of epoch {position.epoch}"
+                    f" ({stage.name}); lower the learning rate"
+                )
+            totals.update(sums)
+            position.step, position.totals = position.step + 1, dict(totals)
+            now = time.monotonic()
+            position.seconds = seconds_before + now - started
+            self.tracker.log_step(
+                position.earlier_steps + stage.optimizer.steps,
+                {**_means(sums), "learning_rate": stage.optimizer.learning_rate},
+            )
+            if now - saved > CHECKPOINT_S:
+                self._save(self._variables(stage))
+                saved = now
+
+    def _judge(self, stage: Stage, scores: Mapping[str, float | str]) -> dict[str, float]:
+        """Scores the epoch on the dev images; it becomes the bundle if it is the best so far."""
+        position = self.position
+        _copy_weights(self.model, self.judged)
+        twins = dict(
+            zip(
+                map(id, self.model.weights_by_name().values()),
+                self.judged.weights_by_name().values(),
+                strict=True,
+            )
+        )
+        stage.optimizer.copy_averaged([twins[id(weight)] for weight in stage.optimizer.variables])
+        captions = self.judge.captions()
+        found = self.judge.score(captions)
+        if found["dev_cider_d"] > position.best_cider:
+            position.best_cider, position.stale_epochs = found["dev_cider_d"], 0
+            self._write_bundle({**scores, **found})
+        else:
+            position.stale_epochs += 1
+        samples = [
+            Sample(image.name, self.config.data / image.name, caption, image.captions)
+            for image, caption in zip(self.judge.images[:_SAMPLES], captions, strict=False)
+        ]
+        self.tracker.log_samples(int(scores["epoch"]), samples)
+        return found
+
+    def _write_bundle(self, scores: Mapping[str, float | str]) -> None:
+        model = self.judged
+        write_bundle(
+            self.folder,
+            name=self.config.artifact_dir.resolve().name,
+            config=model.config,
+            generation=GenerationConfig(self.config.num_beams, self.config.length_penalty),
+            tokenizer=self.tokenizer,
+            weights={name: weight.numpy() for name, weight in model.weights_by_name().items()},
+            metrics=scores,
+            model_card=model_card(self.config, self.dataset, model, scores),
+            half_precision=True,
+        )
+
+    def _variables(self, stage: Stage) -> list[keras.Variable]:
+        """All that training changes, the states of random generators included."""
+        return variables_of(self.model, *stage.optimizer.optimizers)
+
+    def _save(self, variables: Sequence[keras.Variable]) -> None:
+        position = {
+            "run": dataclasses.asdict(self.position),
+            "tracker": dataclasses.asdict(self.tracker.state()),
+        }
+        save_checkpoint(self.folder, position, variables)
+
+
+def _read_data(config: TrainConfig, report: Callable[[str], None]) -> tuple[Dataset, tuple[str, ...]]:
+    """Images with captions, and captions without images."""
     dataset = read_dataset(
         config.captions,
         format=config.format,
@@ -59,68 +354,20 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
         limit=config.limit,
     )
     report(dataset.summary)
+    if config.text is None:
+        return dataset, ()
+    texts, summary = read_texts(config.text, unseen=dataset.dev)
+    report(summary)
+    return dataset, texts
+
+
+def _make_tokenizer(dataset: Dataset, config: TrainConfig) -> Tokenizer:
+    """Its words are those of the images' captions: others would never be seen with an image."""
     tokenizer = Tokenizer.from_captions(
         (caption for image in dataset.train for caption in image.captions),
         vocabulary_size=config.captioner.vocabulary_size,
         min_count=config.min_count,
     )
-    _check_vocabulary(tokenizer, config)
-    shape = dataclasses.replace(config.captioner, vocabulary_size=tokenizer.vocabulary_size)
-    model = CaptionModel(shape)
-    load_backbone_weights(model.backbone, shape.backbone, config.backbone_weights)
-    model.backbone.trainable = False
-
-    generation = GenerationConfig(config.num_beams, config.length_penalty)
-    best_cider = -1.0
-    # Before the CNN runs over all images, so that tracking that can't start says so at once.
-    with Tracker(config, model) as tracker:
-        train_set, dev_set = (
-            load_features(model, images, config.data, config.cache_dir)
-            for images in (dataset.train, dataset.dev)
-        )
-        for name, reason in (*train_set.failed, *dev_set.failed):
-            report(f"left out {name}: {reason}")
-
-        steps_per_epoch = batches_per_epoch(
-            len(train_set.images), batch_size=config.batch_size, captions_per_image=CAPTIONS_PER_IMAGE
-        )
-        trainer = _Trainer(model, config, steps_per_epoch=steps_per_epoch)
-        captioner = _FeatureCaptioner(model, tokenizer, generation)
-        rng = np.random.default_rng(config.seed)
-        for epoch in range(1, config.epochs + 1):
-            started = time.monotonic()
-            batches = train_batches(
-                train_set,
-                tokenizer,
-                sequence_length=shape.sequence_length,
-                batch_size=config.batch_size,
-                captions_per_image=CAPTIONS_PER_IMAGE,
-                rng=rng,
-            )
-            scores = {"epoch": epoch, **trainer.run_epoch(batches), "train_s": time.monotonic() - started}
-            with trainer.averaged_weights():
-                scores |= captioner.score(dev_set)
-                if scores["dev_cider_d"] > best_cider:
-                    best_cider = scores["dev_cider_d"]
-                    _write(config, dataset, model, tokenizer, generation, scores)
-            tracker.log(scores)
-            report("  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
-        names = "".join(f"{image.name}\n" for image in dataset.dev)
-        (config.artifact_dir / "dev.txt").write_text(names, encoding="utf-8")
-        tracker.finish(config.artifact_dir)
-    return config.artifact_dir
-
-
-def _check_places(config: TrainConfig) -> None:
-    """Refuses what would fail only after hours: no W&B, or a folder that the bundle must not replace."""
-    check_wandb(config)
-    if config.artifact_dir.exists() and not may_be_replaced(config.artifact_dir):
-        raise TrainingError(
-            f"{config.artifact_dir} holds something that is no model; choose another --artifact_dir"
-        )
-
-
-def _check_vocabulary(tokenizer: Tokenizer, config: TrainConfig) -> None:
     size = tokenizer.vocabulary_size
     if size == Tokenizer([]).vocabulary_size:
         raise TrainingError(
@@ -130,150 +377,21 @@ def _check_vocabulary(tokenizer: Tokenizer, config: TrainConfig) -> None:
         raise TrainingError(
             f"{config.num_beams} beams are more than the {size} tokens of the vocabulary; lower --num_beams"
         )
+    return tokenizer
 
 
-def _write(
-    config: TrainConfig,
-    dataset: Dataset,
-    model: CaptionModel,
-    tokenizer: Tokenizer,
-    generation: GenerationConfig,
-    scores: dict[str, float],
-) -> None:
-    write_bundle(
-        config.artifact_dir,
-        name=config.artifact_dir.name,
-        config=model.config,
-        generation=generation,
-        tokenizer=tokenizer,
-        weights={name: weight.numpy() for name, weight in model.weights_by_name().items()},
-        metrics=scores,
-        model_card=model_card(config, dataset, model, scores),
-        half_precision=True,
-    )
+def _build_single(shape: CaptionerConfig) -> CaptionModel:
+    with _precision(mixed=False):
+        return CaptionModel(shape)
 
 
-class _Trainer:
-    """The network, its optimizer and the compiled training step."""
-
-    def __init__(self, model: CaptionModel, config: TrainConfig, *, steps_per_epoch: int) -> None:
-        self.model = model
-        self.label_smoothing = config.label_smoothing
-        total_steps = max(steps_per_epoch * config.epochs, config.warmup_steps + 1)
-        schedule = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0,
-            decay_steps=total_steps - config.warmup_steps,
-            warmup_target=config.lr,
-            warmup_steps=config.warmup_steps,
-        )
-        self.optimizer = keras.optimizers.AdamW(
-            schedule,
-            weight_decay=config.weight_decay,
-            global_clipnorm=config.clip_norm,
-            use_ema=config.ema_momentum > 0,
-            ema_momentum=config.ema_momentum,
-            ema_overwrite_frequency=None,
-        )
-        self.variables = model.trainable_variables
-        self.optimizer.exclude_from_weight_decay([v for v in self.variables if len(v.shape) < 2])
-        self.optimizer.build(self.variables)
-        self.step = tf.function(
-            self._step,
-            input_signature=[
-                tf.TensorSpec((None, *model.feature_shape), tf.float16),
-                tf.TensorSpec((None, CAPTIONS_PER_IMAGE, None), tf.int32),
-            ],
-        )
-
-    def run_epoch(self, batches: Iterable[TrainBatch]) -> dict[str, float]:
-        """Trains on every batch.
-
-        Returns:
-            Mean loss and next-token accuracy, over tokens.
-
-        Raises:
-            TrainingError: the loss is no longer finite.
-        """
-        totals = np.zeros(3)
-        for index, batch in enumerate(batches):
-            loss, correct, count = (x.numpy() for x in self.step(batch.features, batch.token_ids))
-            if not np.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} at step {index} of this epoch; lower the learning rate"
-                )
-            totals += (loss * count, correct, count)
-        return {"loss": totals[0] / totals[2], "accuracy": totals[1] / totals[2]}
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """The network has the averaged weights meanwhile, if they are averaged at all."""
-        if not self.optimizer.use_ema:
-            yield
-            return
-        latest = [variable.numpy() for variable in self.variables]
-        self.optimizer.finalize_variable_values(self.variables)
-        try:
-            yield
-        finally:
-            for variable, value in zip(self.variables, latest, strict=True):
-                variable.assign(value)
-
-    def _step(self, features: tf.Tensor, token_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        inputs, targets = token_ids[:, :, :-1], token_ids[:, :, 1:]
-        is_token = tf.cast(targets != PADDING, tf.float32)
-        count = tf.reduce_sum(is_token)
-        with tf.GradientTape() as tape:
-            encoded = self.model.encode(tf.cast(features, tf.float32), training=True)
-            logits = self.model.decode(inputs, encoded, training=True)
-            losses = smoothed_cross_entropy(targets, logits, self.label_smoothing)
-            loss = tf.reduce_sum(losses * is_token) / count
-        gradients = tape.gradient(loss, self.variables)
-        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
-        is_correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == targets, tf.float32)
-        return loss, tf.reduce_sum(is_correct * is_token), count
+def _copy_weights(source: CaptionModel, target: CaptionModel) -> None:
+    assign_weights(target, {name: weight.numpy() for name, weight in source.weights_by_name().items()})
 
 
-def smoothed_cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:
-    """Sparse categorical cross-entropy with label smoothing.
-
-    Szegedy et al., https://arxiv.org/abs/1512.00567, section 7.
-
-    Args:
-        targets: int32[...].
-        logits: float32[..., V].
-        label_smoothing: probability spread evenly over all V.
-
-    Returns:
-        float32[...].
-    """
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-    if not label_smoothing:
-        return losses
-    # mean over V of -log p, without a second softmax.
-    spread = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
-    return (1 - label_smoothing) * losses + label_smoothing * spread
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    return {key: value / sums["count"] for key, value in sums.items() if key != "count"}
 
 
-class _FeatureCaptioner:
-    """Captions images from their cached features, as the finished bundle will, to compare epochs."""
-
-    def __init__(self, model: CaptionModel, tokenizer: Tokenizer, generation: GenerationConfig) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.generation = generation
-        self._generate = tf.function(
-            self._generate_batch, input_signature=[tf.TensorSpec((None, *model.feature_shape), tf.float16)]
-        )
-
-    def score(self, dev_set: FeatureSet) -> dict[str, float]:
-        """BLEU-4 (0 to 1) and CIDEr-D (times 100)."""
-        candidates: list[str] = []
-        for start in range(0, len(dev_set.images), _EVALUATION_BATCH):
-            token_ids = self._generate(dev_set.features[start : start + _EVALUATION_BATCH, 0]).numpy()
-            candidates += [self.tokenizer.decode(row) for row in token_ids.tolist()]
-        references: Sequence[Sequence[str]] = [image.captions for image in dev_set.images]
-        return {"dev_bleu_4": bleu(candidates, references)[3], "dev_cider_d": cider_d(candidates, references)}
-
-    def _generate_batch(self, features: tf.Tensor) -> tf.Tensor:
-        encoded = self.model.encode(tf.cast(features, tf.float32))
-        return generate(self.model, encoded, self.generation).token_ids
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"

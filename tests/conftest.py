@@ -185,11 +185,12 @@ class DataSet:
     captions: Path
     train_split: Path
     dev_split: Path
+    texts: Path
 
 
 @pytest.fixture(scope="session")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    """24 pictures of one colour each, the last of them broken, with two captions each."""
+    """24 pictures of one colour each, the last of them broken, with two captions each; and more captions."""
     folder = tmp_path_factory.mktemp("squares")
     data = folder / "images"
     data.mkdir()
@@ -206,4 +207,12 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     (folder / "captions.tsv").write_text("\n".join(lines) + "\n")
     (folder / "train.txt").write_text("\n".join([*names[:15], names[-1]]) + "\n")
     (folder / "dev.txt").write_text("\n".join(names[16:23]) + "\n")
-    return DataSet(data, folder / "captions.tsv", folder / "train.txt", folder / "dev.txt")
+    colours = list(COLOURS)
+    texts = [
+        f"{n}.jpg\tThere is a {one} square and a {other} square ."
+        for n, (one, other) in enumerate((one, other) for one in colours for other in colours if one != other)
+    ]
+    (folder / "texts.tsv").write_text("\n".join(["image\tcaption", *texts]) + "\n")
+    return DataSet(
+        data, folder / "captions.tsv", folder / "train.txt", folder / "dev.txt", folder / "texts.tsv"
+    )

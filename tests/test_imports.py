@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "batchcap.cli": _RUNS | {"batchcap.console", "batchcap.serving"},
     "batchcap.serving": _RUNS,
     "batchcap.__main__": {"batchcap.cli"},
-    "model_training": _CORE,
+    "model_training": _CORE | {"model_training.retrieval"},
+    "model_training.retrieval": _CORE | {"model_training", "batchcap.catalog"},
     "jobs.index_images": _RUNS,
     "jobs.train": _CORE | {"model_training"},
     "sql": {"batchcap.catalog"},
@@ -51,16 +52,18 @@ _CAPTIONER_NETWORK = (
 ONLY = {
     "alembic": ("batchcap.catalog", "sql"),
     "keras": ("batchcap.captioner", "model_training"),
+    "matplotlib": ("model_training",),
     "ray": ("batchcap.ray_runtime", "batchcap.submit", "batchcap.serving", "jobs"),
     "sqlalchemy": ("batchcap.catalog", "sql"),
     "tensorflow": ("batchcap.captioner", "model_training"),
-    "wandb": ("model_training.training_utils",),
+    "wandb": ("model_training.tracking",),
 }
 
 # Who may import it at module level: whoever imports these modules gets the library too.
 EAGERLY = ONLY | {
     "alembic": ("sql",),
     "keras": (*_CAPTIONER_NETWORK, "model_training"),
+    "matplotlib": (),
     "tensorflow": (*_CAPTIONER_NETWORK, "model_training"),
     "wandb": (),
 }
@@ -126,6 +129,8 @@ def all_imports() -> list[Import]:
 
 def part_of(module: str) -> str:
     """The row of `MAY_IMPORT` that a module belongs to."""
+    if module in MAY_IMPORT:
+        return module
     top, *rest = module.split(".")
     return f"{top}.{rest[0]}" if top in ("batchcap", "jobs") and rest else top
 

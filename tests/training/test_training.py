@@ -2,24 +2,20 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tensorflow as tf
 from typer.testing import CliRunner
 
 from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.captioner import Captioner
-from batchcap.captioner.config import CaptionerConfig
 from batchcap.captioner.images import decode_image
-from batchcap.captioner.model import CaptionModel
 from batchcap.errors import TrainingError
-from model_training import evaluate, pretrained, train_model, training, training_utils
-from model_training.config import TrainConfig
-from model_training.training import CAPTIONS_PER_IMAGE, _Trainer, smoothed_cross_entropy
+from model_training import evaluate, pretrained, tracking, train_model, training
+from model_training.cross_entropy import CrossEntropyStage
 from tests.conftest import COLOURS, DataSet
 
 SHAPE = {
@@ -35,14 +31,14 @@ SHAPE = {
 }
 
 
-def train(data_set: DataSet, artifact_dir: Path, **options: object) -> str:
+def train(data_set: DataSet, artifact_dir: Path, flags: Sequence[str] = (), **options: object) -> str:
     """Runs the command and returns what it printed; an error fails the test."""
-    result = run_command(data_set, artifact_dir, **options)
+    result = run_command(data_set, artifact_dir, flags, **options)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def run_command(data_set: DataSet, artifact_dir: Path, **options: object):
+def run_command(data_set: DataSet, artifact_dir: Path, flags: Sequence[str] = (), **options: object):
     every = {
         "data": data_set.data,
         "captions": data_set.captions,
@@ -54,14 +50,15 @@ def run_command(data_set: DataSet, artifact_dir: Path, **options: object):
         **options,
     }
     arguments = [text for name, value in every.items() for text in (f"--{name}", str(value))]
-    return CliRunner().invoke(train_model.app, arguments)
+    return CliRunner().invoke(train_model.app, [*arguments, *flags])
 
 
 @pytest.fixture(scope="module")
 def trained(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A bundle of a few epochs, and what the command printed."""
     path = tmp_path_factory.mktemp("runs") / "squares"
-    output = train(data_set, path, epochs=40, lr=0.01, warmup_steps=5, output_dropout=0.0, ff_dropout=0.0)
+    options = {"epochs": 40, "patience": 0, "lr": 0.01, "warmup_steps": 5, "dropout": 0.0}
+    output = train(data_set, path, **options)
     return path, output
 
 
@@ -153,7 +150,7 @@ def test_wrong_options_are_one_line(data_set: DataSet, tmp_path: Path) -> None:
         ({"min_count": 1000}, 1, "no word stands in the captions to train on 1000 times or more"),
         ({"num_beams": 16}, 1, "16 beams are more than the 15 tokens of the vocabulary"),
         ({"vocabulary_size": 6, "num_beams": 7}, 1, "7 beams are more than the 6 tokens"),
-        ({"cache_dir": data_set.captions}, 1, "can't keep features in"),
+        ({"cache_dir": data_set.captions}, 1, "can't keep images and features in"),
     ):
         result = run_command(data_set, tmp_path / "run", **options)
         assert result.exit_code == status
@@ -169,7 +166,7 @@ def refuse_extraction(*_: object, **__: object) -> None:
 def test_a_folder_that_is_no_bundle_is_refused_at_once_and_stays(
     data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "load_features", refuse_extraction)
+    monkeypatch.setattr(training, "load_pixels", refuse_extraction)
     path = tmp_path / "thesis"
     path.mkdir()
     (path / "config.json").write_text("{}")
@@ -186,9 +183,9 @@ def test_a_folder_that_is_no_bundle_is_refused_at_once_and_stays(
 def test_without_wandb_its_run_is_refused_at_once(
     data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: bool
 ) -> None:
-    monkeypatch.setattr(training, "load_features", refuse_extraction)
+    monkeypatch.setattr(training, "load_pixels", refuse_extraction)
     spec = ModuleSpec("wandb", None, is_package=True) if left_behind else None
-    monkeypatch.setattr(training_utils.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: spec)
     result = run_command(data_set, tmp_path / "run", wandb="offline")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
@@ -204,7 +201,7 @@ def test_a_wandb_run_that_can_not_start_is_one_line_before_the_features(
     def init(**_: object) -> None:
         raise wandb.errors.UsageError("api_key not configured (no-tty).\nCall wandb.login()")
 
-    monkeypatch.setattr(training, "load_features", refuse_extraction)
+    monkeypatch.setattr(training, "load_pixels", refuse_extraction)
     monkeypatch.setattr(wandb, "init", init)
     result = run_command(data_set, tmp_path / "run", wandb="online")
     assert result.exit_code == 1
@@ -217,19 +214,19 @@ def test_the_schedule_ends_with_the_last_step(
     data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """14 captions are two whole images: 15 images are 8 steps, where 75 captions / 14 would be 6."""
-    trainers = []
+    stages = []
 
-    class Recorded(_Trainer):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            trainers.append((self, options["steps_per_epoch"]))
+    class Recorded(CrossEntropyStage):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            stages.append(self)
 
-    monkeypatch.setattr(training, "_Trainer", Recorded)
+    monkeypatch.setattr(training, "CrossEntropyStage", Recorded)
     train(data_set, tmp_path / "run", batch_size=14, epochs=2, warmup_steps=3)
-    ((trainer, steps_per_epoch),) = trainers
-    assert steps_per_epoch == 8
-    assert int(trainer.optimizer.iterations) == 16
-    assert float(trainer.optimizer.learning_rate) == pytest.approx(0, abs=1e-9)
+    (stage,) = stages
+    assert stage.steps_per_epoch == 8
+    assert stage.optimizer.steps == 16
+    assert stage.optimizer.learning_rate == pytest.approx(0, abs=1e-9)
 
 
 def test_pictures_that_can_not_be_decoded_are_one_line_of_the_evaluation(
@@ -281,18 +278,6 @@ def test_a_loss_that_is_no_number_stops_the_run(data_set: DataSet, tmp_path: Pat
     assert "lower the learning rate" in result.stderr
 
 
-def test_smoothed_cross_entropy_is_its_definition() -> None:
-    rng = np.random.default_rng(0)
-    logits, targets = (
-        rng.normal(0, 2, (3, 5, 7)).astype(np.float32),
-        rng.integers(0, 7, (3, 5), dtype=np.int32),
-    )
-    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    wanted = 0.9 * np.eye(7)[targets] + 0.1 / 7
-    expected = -(wanted * log_probs).sum(-1)
-    np.testing.assert_allclose(smoothed_cross_entropy(tf.constant(targets), logits, 0.1), expected, rtol=1e-5)
-
-
 def test_wandb_offline_leaves_a_run_and_disabled_leaves_nothing(
     data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,24 +288,3 @@ def test_wandb_offline_leaves_a_run_and_disabled_leaves_nothing(
     assert not any((tmp_path / "wandb").iterdir())
     train(data_set, tmp_path / "run2", epochs=1, wandb="offline", limit=4)
     assert any((tmp_path / "wandb").rglob("*.wandb"))
-
-
-def test_averaged_weights_are_the_moving_average_and_go_away_again(tiny_config: CaptionerConfig) -> None:
-    model = CaptionModel(tiny_config)
-    model.backbone.trainable = False
-    unused = Path("unused")
-    config = TrainConfig(unused, unused, unused, unused, ema_momentum=0.9, lr=0.1, warmup_steps=1)
-    trainer = _Trainer(model, config, steps_per_epoch=10)
-    features = np.ones((2, *model.feature_shape), np.float16)
-    token_ids = np.tile(np.array([2, 5, 6, 3], np.int32), (2, CAPTIONS_PER_IMAGE, 1))
-    average = [variable.numpy() for variable in trainer.variables]
-    for _ in range(3):
-        trainer.step(features, token_ids)
-        latest = [variable.numpy() for variable in trainer.variables]
-        average = [0.9 * old + 0.1 * new for old, new in zip(average, latest, strict=True)]
-    with trainer.averaged_weights():
-        for variable, expected in zip(trainer.variables, average, strict=True):
-            np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-4, atol=1e-6)
-    assert not all(np.allclose(old, new) for old, new in zip(average, latest, strict=True))
-    for variable, expected in zip(trainer.variables, latest, strict=True):
-        np.testing.assert_array_equal(variable.numpy(), expected)

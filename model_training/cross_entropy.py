@@ -1,0 +1,166 @@
+"""The main stage: predict each next word of what people wrote."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from batchcap.captioner.model import CaptionModel
+from batchcap.captioner.tokenizer import PADDING
+from model_training.augmentation import random_crops
+from model_training.config import TrainConfig
+from model_training.data_processing import TrainBatch, batches_per_epoch, train_batches
+from model_training.distribution import Replicas
+from model_training.optimization import Optimizer, OptimizerConfig
+
+# Training data sets have five captions an image; more are drawn from, fewer are repeated.
+CAPTIONS_PER_IMAGE = 5
+
+
+class CrossEntropyStage:
+    """Masked cross-entropy over the captions of each image, which is encoded once for all of them.
+
+    Args:
+        model: the network.
+        config: the run's options.
+        views: pixels or features of the training images, see `ImageArrays`.
+        token_ids: of each image, int32[captions, S].
+        replicas: where the steps run.
+    """
+
+    name = "xent"
+
+    def __init__(
+        self,
+        model: CaptionModel,
+        config: TrainConfig,
+        views: np.ndarray,
+        token_ids: Sequence[np.ndarray],
+        replicas: Replicas,
+    ) -> None:
+        self.epochs = config.epochs
+        self.steps_per_epoch = batches_per_epoch(
+            len(views), batch_size=config.batch_size, captions_per_image=CAPTIONS_PER_IMAGE
+        )
+        self._model = model
+        self._config = config
+        self._views = views
+        self._token_ids = token_ids
+        self._replicas = replicas
+        self._trains_cnn = config.train_cnn != "none"
+        self.optimizer = Optimizer(
+            model.trainable_variables,
+            model.backbone.trainable_variables,
+            OptimizerConfig(
+                lr=config.lr,
+                total_steps=self.steps_per_epoch * config.epochs,
+                warmup_steps=config.warmup_steps,
+                weight_decay=config.weight_decay,
+                clip_norm=config.clip_norm,
+                ema_momentum=config.ema_momentum,
+                cnn_lr=config.cnn_lr,
+            ),
+        )
+        self._step = replicas.compile(self._step_of_replica)
+
+    def batches(self, rng: np.random.Generator, skip: int = 0) -> Iterator[TrainBatch]:
+        """The batches of one epoch, without the first `skip`."""
+        return train_batches(
+            self._views,
+            self._token_ids,
+            batch_size=self._config.batch_size,
+            captions_per_image=CAPTIONS_PER_IMAGE,
+            rng=rng,
+            skip=skip,
+        )
+
+    def step(self, batch: TrainBatch) -> dict[str, float]:
+        """Trains on a batch.
+
+        Returns:
+            Sums over its tokens: `loss`, `accuracy` (next tokens that are the likeliest), and `count`.
+        """
+        count = int(np.count_nonzero(batch.token_ids[:, :, 1:]))
+        # The same for every replica, and a different one in every step.
+        seed = (self._config.seed, self.optimizer.steps)
+        loss, correct = self._step(
+            *self._replicas.split((batch.inputs, batch.token_ids)),
+            tf.constant(count, tf.float32),
+            tf.constant(seed, tf.int32),
+        )
+        return {"loss": float(loss), "accuracy": float(correct), "count": count}
+
+    def _step_of_replica(
+        self, inputs: tf.Tensor, token_ids: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            features = self._see(inputs, seed)
+            loss, correct = sums(
+                self._model, features, token_ids, label_smoothing=self._config.label_smoothing, training=True
+            )
+            mean_loss = loss / count
+        self.optimizer.apply(tape.gradient(mean_loss, self.optimizer.variables))
+        return loss, correct
+
+    def _see(self, inputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Features float32[B, P, C] of features, or of pixels, which are mirrored or cropped first."""
+        if not self._trains_cnn:
+            return tf.cast(inputs, tf.float32)
+        pixels = tf.cast(inputs, tf.float32)
+        if self._config.augment:
+            pixels = random_crops(pixels, seed=seed)
+        else:
+            coins = tf.random.stateless_uniform((tf.shape(pixels)[0], 1, 1, 1), seed)
+            pixels = tf.where(coins < 0.5, pixels, pixels[:, :, ::-1])
+        return self._model.extract_features(pixels)
+
+
+def sums(
+    model: CaptionModel,
+    features: tf.Tensor,
+    token_ids: tf.Tensor,
+    *,
+    label_smoothing: float,
+    training: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss and right predictions, summed over the tokens after start and before padding.
+
+    Args:
+        model: the network.
+        features: float32[B, P, C].
+        token_ids: int32[B, N, T].
+        label_smoothing: see `smoothed_cross_entropy`.
+        training: whether dropout is on.
+
+    Returns:
+        float32[] and float32[].
+    """
+    inputs, targets = token_ids[:, :, :-1], token_ids[:, :, 1:]
+    is_token = tf.cast(targets != PADDING, tf.float32)
+    encoded = model.encode(features, training=training)
+    # In mixed precision the network gives bfloat16, too coarse for a softmax over a vocabulary.
+    logits = tf.cast(model.decode(inputs, encoded, training=training), tf.float32)
+    losses = smoothed_cross_entropy(targets, logits, label_smoothing)
+    is_correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == targets, tf.float32)
+    return tf.reduce_sum(losses * is_token), tf.reduce_sum(is_correct * is_token)
+
+
+def smoothed_cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:
+    """Sparse categorical cross-entropy with label smoothing.
+
+    Szegedy et al., https://arxiv.org/abs/1512.00567, section 7.
+
+    Args:
+        targets: int32[...].
+        logits: float32[..., V].
+        label_smoothing: probability spread evenly over all V.
+
+    Returns:
+        float32[...].
+    """
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    if not label_smoothing:
+        return losses
+    # mean over V of -log p, without a second softmax.
+    spread = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
+    return (1 - label_smoothing) * losses + label_smoothing * spread

@@ -1,0 +1,26 @@
+"""Fixtures of the tests of training."""
+
+import gc
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def wandb_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where W&B keeps everything in a test; its process and its threads end with the test."""
+    path = tmp_path / "wandb"
+    path.mkdir()
+    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(variable, str(path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield path
+    if "wandb" in sys.modules:
+        with warnings.catch_warnings():
+            # Its artifacts leave their temporary folders to the garbage collector.
+            warnings.simplefilter("ignore", ResourceWarning)
+            sys.modules["wandb"].teardown()
+            gc.collect()

@@ -1,0 +1,226 @@
+"""The stages of a run, step by step: what each of them changes, and what it draws."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from batchcap.captioner.config import CaptionerConfig
+from batchcap.captioner.model import CaptionModel
+from batchcap.captioner.tokenizer import END, PADDING, START, UNKNOWN, Tokenizer
+from model_training.config import TrainConfig
+from model_training.cross_entropy import CAPTIONS_PER_IMAGE, CrossEntropyStage, smoothed_cross_entropy
+from model_training.data_processing import ImageArrays, encode_captions
+from model_training.datasets import CaptionedImage
+from model_training.distribution import Replicas
+from model_training.fine_tuning import freeze
+from model_training.self_critical import SelfCriticalStage, draw_captions
+from model_training.text_warmup import TextStage
+from tests.conftest import WORDS
+
+TEXTS = ["a dog runs on grass", "two people on the beach", "a red ball", "the cat sleeps on a sofa"]
+REPLICAS = Replicas(tf.distribute.get_strategy())
+
+
+@pytest.fixture
+def model(tiny_config: CaptionerConfig) -> CaptionModel:
+    keras.utils.set_random_seed(0)
+    model = CaptionModel(replace(tiny_config, residual_dropout=0.1))
+    freeze(model.backbone, "none")
+    return model
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    unused = Path("unused")
+    return TrainConfig(
+        unused, unused, batch_size=20, epochs=2, lr=0.01, warmup_steps=1, scst_epochs=2, scst_lr=0.01
+    )
+
+
+@pytest.fixture
+def arrays(model: CaptionModel) -> ImageArrays:
+    """Eight images of four kinds, whose features say which kind."""
+    images = tuple(CaptionedImage(f"{i}.png", (TEXTS[i % 4], f"{TEXTS[i % 4]} and a ball")) for i in range(8))
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(0, 1, (4, 1, *model.feature_shape)).astype(np.float16)
+    return ImageArrays(images, kinds[np.arange(8) % 4].repeat(2, axis=1), (), "made up")
+
+
+def cross_entropy(model: CaptionModel, config: TrainConfig, arrays: ImageArrays) -> CrossEntropyStage:
+    token_ids = encode_captions(arrays.images, Tokenizer(WORDS), model.config.sequence_length)
+    return CrossEntropyStage(model, config, arrays.views, token_ids, REPLICAS)
+
+
+def changed(model: CaptionModel, train: Callable[[], object]) -> set[str]:
+    """The names of the weights that a training changes."""
+    before = {name: weight.numpy() for name, weight in model.weights_by_name().items()}
+    train()
+    return {
+        name for name, weight in model.weights_by_name().items() if not np.array_equal(before[name], weight)
+    }
+
+
+def run_epochs(stage, count: int) -> list[float]:
+    """The mean of each epoch's losses."""
+    losses = []
+    for epoch in range(count):
+        sums = [stage.step(batch) for batch in stage.batches(np.random.default_rng(epoch))]
+        losses.append(sum(s["loss"] for s in sums) / sum(s["count"] for s in sums))
+    return losses
+
+
+def test_cross_entropy_falls_and_leaves_a_frozen_cnn_alone(
+    model: CaptionModel, config: TrainConfig, arrays: ImageArrays
+) -> None:
+    stage = cross_entropy(model, replace(config, epochs=15), arrays)
+    losses: list[float] = []
+    names = changed(model, lambda: losses.extend(run_epochs(stage, 15)))
+    assert losses[-1] < 0.75 * losses[0]
+    assert {name.split("/")[0] for name in names} == {
+        "encoder0", "token_embedding", "position_embedding", "decoder0", "decoder1", "output",
+    }  # fmt: skip
+
+
+def test_the_text_stage_trains_the_decoder_alone(model: CaptionModel, config: TrainConfig) -> None:
+    texts = TEXTS * 20
+    stage = TextStage(model, replace(config, text_epochs=10), texts, Tokenizer(WORDS), REPLICAS)
+    losses: list[float] = []
+    names = changed(model, lambda: losses.extend(run_epochs(stage, 10)))
+    assert losses[-1] < 0.7 * losses[0]
+    assert {name.split("/")[0] for name in names} == {
+        "token_embedding", "position_embedding", "decoder0", "decoder1", "output",
+    }  # fmt: skip
+
+
+def test_the_text_stage_shows_words_of_the_caption_but_not_the_most_frequent(
+    model: CaptionModel, config: TrainConfig
+) -> None:
+    tokenizer = Tokenizer(WORDS)
+    stage = TextStage(model, config, TEXTS * 20, tokenizer, REPLICAS)
+    shown: set[int] = set()
+    for batch in stage.batches(np.random.default_rng(0)):
+        assert len(batch.token_ids) == len(batch.shown) <= config.batch_size
+        for ids, words in zip(batch.token_ids.tolist(), batch.shown.tolist(), strict=True):
+            assert set(words) - {PADDING} <= set(ids)
+            shown |= set(words)
+    assert shown >= set(tokenizer.encode("dog beach ball sofa", 6)[1:5].tolist())
+    assert not shown & {UNKNOWN, START, END}
+
+
+def test_self_critical_training_raises_the_reward(
+    model: CaptionModel, config: TrainConfig, arrays: ImageArrays
+) -> None:
+    run_epochs(cross_entropy(model, replace(config, epochs=8), arrays), 8)
+    stage = SelfCriticalStage(
+        model, replace(config, scst_epochs=60, scst_lr=3e-3), arrays, Tokenizer(WORDS), REPLICAS
+    )
+    rewards = []
+    for epoch in range(60):
+        sums = [stage.step(batch) for batch in stage.batches(np.random.default_rng(epoch))]
+        rewards.append(sum(s["reward"] for s in sums) / sum(s["count"] for s in sums))
+    assert np.mean(rewards[-5:]) > 1.2 * np.mean(rewards[:5])
+
+
+def test_captions_are_drawn_from_the_probabilities_of_the_network(
+    model: CaptionModel, arrays: ImageArrays
+) -> None:
+    """The first word, drawn often, has the frequencies of the softmax over what may be drawn."""
+    features = tf.cast(arrays.views[:1, 0], tf.float32)
+    encoded = model.encode(features)
+    draw = tf.function(lambda seed: draw_captions(model, encoded, 4000, seed))
+    token_ids = draw(tf.constant([1, 2])).numpy()[0]
+    logits = model.decode(tf.constant([[[START, PADDING]]]), encoded).numpy()[0, 0, 0]
+    logits[[PADDING, UNKNOWN, START]] = -np.inf
+    expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    found = np.bincount(token_ids[:, 1], minlength=len(expected)) / len(token_ids)
+    np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(0.25 / 4000))
+    np.testing.assert_array_equal(token_ids, draw(tf.constant([1, 2])).numpy()[0])
+    assert not np.array_equal(token_ids, draw(tf.constant([1, 3])).numpy()[0])
+
+
+def test_drawn_captions_end_once_and_are_padded(model: CaptionModel, arrays: ImageArrays) -> None:
+    encoded = model.encode(tf.cast(arrays.views[:, 0], tf.float32))
+    drawn = draw_captions(model, encoded, 20, tf.constant([0, 0])).numpy().reshape(-1, 10)
+    ends = (drawn == END).sum(-1)
+    assert set(ends.tolist()) <= {0, 1}
+    assert ends.any()
+    for row in drawn[ends == 1]:
+        assert (row[row.tolist().index(END) + 1 :] == PADDING).all()
+    assert (drawn[ends == 0] != PADDING).all()
+    assert not np.isin(drawn[:, 1:], [UNKNOWN, START]).any()
+
+
+@pytest.mark.parametrize("train_cnn", ["none", "top", "all"])
+def test_the_cnn_is_trained_as_far_as_is_wanted(
+    model: CaptionModel, config: TrainConfig, arrays: ImageArrays, train_cnn: str
+) -> None:
+    freeze(model.backbone, train_cnn)
+    views = arrays.views
+    if train_cnn != "none":
+        views = np.random.default_rng(0).integers(0, 256, (8, 1, 64, 64, 3)).astype(np.uint8)
+    pixels = replace(arrays, views=views)
+    stage = cross_entropy(model, replace(config, train_cnn=train_cnn, augment=True), pixels)
+    names = {name for name in changed(model, lambda: run_epochs(stage, 1)) if name.startswith("backbone")}
+    layers = {name.split("/")[1] for name in names}
+    assert not {name for name in names if name.endswith(("moving_mean", "moving_variance"))}
+    if train_cnn == "none":
+        assert not names
+    else:
+        assert {"head_conv", "block15_project_conv", "block11_project_conv"} <= layers
+        assert ("stem_conv" in layers) == ("block10_project_conv" in layers) == (train_cnn == "all")
+
+
+def test_averaged_weights_are_the_moving_average(
+    model: CaptionModel, config: TrainConfig, arrays: ImageArrays
+) -> None:
+    stage = cross_entropy(model, replace(config, ema_momentum=0.9), arrays)
+    average = [variable.numpy() for variable in stage.optimizer.variables]
+    for batch in stage.batches(np.random.default_rng(0)):
+        stage.step(batch)
+        latest = [variable.numpy() for variable in stage.optimizer.variables]
+        average = [0.9 * old + 0.1 * new for old, new in zip(average, latest, strict=True)]
+    targets = [keras.Variable(np.zeros(variable.shape, np.float32)) for variable in latest]
+    stage.optimizer.copy_averaged(targets)
+    for target, expected in zip(targets, average, strict=True):
+        np.testing.assert_allclose(target.numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert not all(np.allclose(old, new) for old, new in zip(average, latest, strict=True))
+
+
+def test_gradients_are_clipped_to_the_norm_of_all_together(
+    model: CaptionModel, config: TrainConfig, arrays: ImageArrays
+) -> None:
+    """Adam forgets the scale of gradients, so a small norm shows only where steps differ in it."""
+    stage = cross_entropy(model, replace(config, clip_norm=1e-30), arrays)
+    before = [variable.numpy() for variable in stage.optimizer.variables]
+    run_epochs(stage, 1)
+    for old, variable in zip(before, stage.optimizer.variables, strict=True):
+        # Below the epsilon of Adam nothing but weight decay moves a weight.
+        np.testing.assert_allclose(variable.numpy(), old, rtol=1e-3, atol=1e-6)
+
+
+def test_every_image_has_as_many_captions_in_a_batch(
+    model: CaptionModel, config: TrainConfig, arrays: ImageArrays
+) -> None:
+    stage = cross_entropy(model, config, arrays)
+    batches = list(stage.batches(np.random.default_rng(0)))
+    assert [batch.token_ids.shape[:2] for batch in batches] == [(4, CAPTIONS_PER_IMAGE)] * 2
+    left = list(stage.batches(np.random.default_rng(0), skip=1))
+    np.testing.assert_array_equal(left[0].token_ids, batches[1].token_ids)
+    np.testing.assert_array_equal(left[0].inputs, batches[1].inputs)
+
+
+def test_smoothed_cross_entropy_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = (
+        rng.normal(0, 2, (3, 5, 7)).astype(np.float32),
+        rng.integers(0, 7, (3, 5), dtype=np.int32),
+    )
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = 0.9 * np.eye(7)[targets] + 0.1 / 7
+    expected = -(wanted * log_probs).sum(-1)
+    np.testing.assert_allclose(smoothed_cross_entropy(tf.constant(targets), logits, 0.1), expected, rtol=1e-5)
