@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from batchcap.captioner.config import CaptionerConfig
 from model_training.datasets import Format
@@ -37,12 +37,13 @@ class TrainConfig:
         artifact_dir: folder of the finished bundle and of all that the run leaves beside it.
         captioner: the shape of the network; its vocabulary_size is an upper bound.
         backbone_weights: `imagenet`, `none`, or a file.
+        init: a bundle whose network and vocabulary to start from, instead of random weights.
         train_cnn: `none` keeps the CNN as it is, and its features are computed once; `top` trains its last
             two stages and its head, `all` trains it whole. Batch norm keeps its statistics in any case.
         cnn_lr: learning rate of the CNN, as a share of `lr`.
         augment: also train on random crops of the images; mirrored they are anyway.
         cache_dir: folder for decoded images and features; reused by later runs on the same images.
-        epochs: passes over the training images, each with all its captions.
+        epochs: passes over the training images, each with all its captions; 0 only with `init`.
         batch_size: captions in one step, rounded down to whole images (one at least).
         lr: peak learning rate of AdamW.
         warmup_steps: steps in which the learning rate rises from zero.
@@ -78,6 +79,7 @@ class TrainConfig:
     artifact_dir: Path = Path("local_runs/default_run")
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
     backbone_weights: str = "imagenet"
+    init: Path | None = None
     train_cnn: TrainCnn = "none"
     cnn_lr: float = 0.1
     augment: bool = False
@@ -108,8 +110,3 @@ class TrainConfig:
     wandb_project: str = "batchcap"
     format: Format = "auto"
     dev_share: float = 0.05
-
-
-def preset_options(preset: Preset | None) -> dict[str, Any]:
-    """The options of `CaptionerConfig` that a preset stands for; none for None."""
-    return {} if preset is None else dict(PRESETS[preset])

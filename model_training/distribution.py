@@ -71,9 +71,7 @@ class Replicas:
             reduced: whether the results are added up over the replicas; else each replica keeps its own.
         """
 
-        # Shapes change from batch to batch in the number of tokens and, at the end, of images.
-        @tf.function(reduce_retracing=True)
-        def compiled(*shares: Any) -> Any:
+        def run(*shares: Any) -> Any:
             results = self.strategy.run(step, args=shares)
             if not reduced:
                 return results
@@ -81,6 +79,8 @@ class Replicas:
                 lambda value: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None), results
             )
 
+        # Shapes change from batch to batch in the number of tokens and, at the end, of images.
+        compiled: Callable[..., Any] = tf.function(run, reduce_retracing=True)
         return compiled
 
 

@@ -19,14 +19,16 @@ from batchcap.captioner.tokenizer import END, PADDING, START, UNKNOWN, Tokenizer
 from model_training.config import TrainConfig
 from model_training.data_processing import ImageArrays
 from model_training.distribution import Replicas
-from model_training.metrics import CiderD
+from model_training.metrics import CiderD, tokenize
 from model_training.optimization import Optimizer, OptimizerConfig
 
 # An end that is a word like others to the metric, and that no caption contains.
 _END_WORD = "eos0"
+# Captions longer than nearly all of people's are worth nothing, and cost most: they are cut.
+_LENGTH_PERCENTILE = 95
 
 
-# Keys and values of each decoder block's self-attention, float32[B, N, H, S, K].
+# Keys and values of each decoder block's self-attention, float32[B, N, H, L, K].
 _Caches: TypeAlias = list[tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -72,6 +74,9 @@ class SelfCriticalStage:
         self._views = train_set.views
         self._tokenizer = tokenizer
         self._replicas = replicas
+        words = [len(tokenize(text)) for image in train_set.images for text in image.captions]
+        longest = int(np.percentile(words, _LENGTH_PERCENTILE)) + 2  # with start and end
+        self._length = min(max(longest, 3), model.config.sequence_length)
         self._reward = CiderD(
             [[f"{text} {_END_WORD}" for text in image.captions] for image in train_set.images]
         )
@@ -141,7 +146,11 @@ class SelfCriticalStage:
         # Replicas draw different numbers for their shares.
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return draw_captions(
-            self._model, encoded, self._config.scst_samples, seed + tf.stack([replica * 1_000_003, 0])
+            self._model,
+            encoded,
+            self._config.scst_samples,
+            self._length,
+            seed + tf.stack([replica * 1_000_003, 0]),
         )
 
     def _step_of_replica(
@@ -158,20 +167,22 @@ class SelfCriticalStage:
         return loss
 
 
-def draw_captions(model: CaptionModel, encoded: tf.Tensor, samples: int, seed: tf.Tensor) -> tf.Tensor:
+def draw_captions(
+    model: CaptionModel, encoded: tf.Tensor, samples: int, length: int, seed: tf.Tensor
+) -> tf.Tensor:
     """Draws captions word by word from the network's probabilities.
 
     Args:
         model: the network.
         encoded: float32[B, P, D], of its encoder.
         samples: N.
+        length: L, tokens at most, start and end included.
         seed: int32[2]; the same seed draws the same captions.
 
     Returns:
-        int32[B, N, S]: start, words, end, padding.
+        int32[B, N, L]: start, words, end, padding; a caption of L tokens may lack its end.
     """
     config = model.config
-    length = config.sequence_length
     batch = tf.shape(encoded)[0]
     image_keys_values = [block.cross_attention.project_keys_values(encoded) for block in model.decoder]
     forbidden = tf.reduce_max(tf.one_hot((PADDING, UNKNOWN, START), config.vocabulary_size), axis=0) * -1e9

@@ -15,10 +15,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
 
+from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.config import Backbone, CaptionerConfig
 from batchcap.captioner.images import ImageSpec
 from batchcap.errors import BatchcapError, UsageError
-from model_training.config import Preset, TrainCnn, TrainConfig, preset_options
+from model_training.config import PRESETS, Preset, TrainCnn, TrainConfig
 from model_training.datasets import Format
 
 app = typer.Typer(
@@ -76,6 +77,9 @@ def train_model(
     preset: Annotated[
         Preset | None, _option("preset", "A shape of the original's; other options change it.", _NETWORK)
     ] = None,
+    init: Annotated[
+        Path | None, _option("init", "A bundle to start from, with its shape and words.", _NETWORK)
+    ] = None,
     backbone: Annotated[Backbone, _option("backbone", "The CNN.", _NETWORK)] = "efficientnet_b1",
     backbone_weights: Annotated[
         str, _option("backbone_weights", "imagenet, none, or a file.", _NETWORK)
@@ -94,7 +98,7 @@ def train_model(
     scale_embeddings: Annotated[
         bool, _switch("scale_embeddings", "Token embeddings times sqrt(embed_dim).", _NETWORK)
     ] = True,
-    epochs: Annotated[int, _option("epochs", "Passes over the images.", _TRAINING, min=1)] = 20,
+    epochs: Annotated[int, _option("epochs", "Passes over the images.", _TRAINING, min=0)] = 20,
     batch_size: Annotated[int, _option("batch_size", "Captions a step.", _TRAINING, min=1)] = 128,
     lr: Annotated[float, _option("lr", "Peak learning rate.", _TRAINING, min=0.0)] = 1e-3,
     warmup_steps: Annotated[int, _option("warmup_steps", "Steps to the peak.", _TRAINING, min=0)] = 200,
@@ -164,17 +168,21 @@ def train_model(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a captioner; the epoch with the best CIDEr-D on images it has not seen becomes the bundle."""
-    given = dict(context.params)
-    # What was not given explicitly follows from the preset and from --dropout.
-    implied = preset_options(preset) | ({} if dropout is None else dict.fromkeys(_DROPOUTS, dropout))
-    for name, value in implied.items():
-        source = context.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE":
-            given[name] = value
     try:
         if resume and overwrite:
             raise UsageError("--resume and --overwrite exclude each other; give one of them")
-        config = _to_config(given)
+        if preset is not None and init is not None:
+            raise UsageError("--preset and --init exclude each other; give one of them")
+        # What is not given on the command line follows from these.
+        implied: dict[str, Any] = {}
+        if preset is not None:
+            implied |= PRESETS[preset]
+        if init is not None:
+            implied |= _options_of(Bundle.open(init).config)
+        if dropout is not None:
+            implied |= dict.fromkeys(_DROPOUTS, dropout)
+        given = {name for name in context.params if _is_given(context, name)}
+        config = _to_config({**context.params, **{k: v for k, v in implied.items() if k not in given}})
         # Importing TensorFlow takes seconds, which `--help` and a wrong option should not.
         from model_training.training import train
 
@@ -189,23 +197,34 @@ def train_model(
         raise typer.Exit(error.exit_status) from error
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _options_of(config: CaptionerConfig) -> dict[str, Any]:
+    """The options of the command line that make this network."""
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    image: ImageSpec = options.pop("image")
+    return {**options, "image_size": image.image_size, "seq_length": options.pop("sequence_length")}
+
+
 def _to_config(options: Mapping[str, Any]) -> TrainConfig:
     """The options of the command line, as the trainer takes them.
 
     Raises:
         UsageError: a network of this shape can't work.
     """
-    values = dict(options)
     shape = {
-        **{field.name: values[field.name] for field in fields(CaptionerConfig) if field.name in values},
-        "image": ImageSpec(values["image_size"]),
-        "sequence_length": values["seq_length"],
+        **{field.name: options[field.name] for field in fields(CaptionerConfig) if field.name in options},
+        "image": ImageSpec(options["image_size"]),
+        "sequence_length": options["seq_length"],
     }
     try:
         captioner = CaptionerConfig(**shape)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    of_run = {field.name: values[field.name] for field in fields(TrainConfig) if field.name in values}
+    of_run = {field.name: options[field.name] for field in fields(TrainConfig) if field.name in options}
     return TrainConfig(**of_run, captioner=captioner)
 
 

@@ -16,8 +16,7 @@ from batchcap.captioner.bundle import Bundle, write_bundle
 from batchcap.captioner.captioner import assign_weights
 from batchcap.captioner.config import CaptionerConfig, GenerationConfig
 from batchcap.captioner.model import CaptionModel
-from batchcap.captioner.tokenizer import Tokenizer
-from batchcap.errors import TrainingError, UsageError
+from batchcap.errors import TrainingError
 from model_training.checkpoint import CHECKPOINT, damaged, read_position, restore_checkpoint, save_checkpoint
 from model_training.config import TrainConfig
 from model_training.cross_entropy import CrossEntropyStage
@@ -30,9 +29,10 @@ from model_training.data_processing import (
     load_pixels,
     prefetch,
 )
-from model_training.datasets import CaptionedImage, Dataset, read_dataset, read_texts
+from model_training.datasets import CaptionedImage
 from model_training.distribution import Replicas, default_strategy, variables_of
 from model_training.fine_tuning import freeze
+from model_training.ingredients import check_options, check_shape, make_tokenizer, read_data
 from model_training.judge import Judge
 from model_training.model_card import model_card
 from model_training.optimization import Optimizer
@@ -116,9 +116,8 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
         UsageError: options that make no sense together.
         TrainingError: data or options can't work, or the loss is no longer finite.
     """
+    check_options(config)
     check_wandb(config)
-    if config.scst_epochs and config.scst_samples < 2:
-        raise UsageError("--scst_samples must be at least 2: captions are compared with each other")
     check_folder(config)
     with _precision(config.mixed_precision):
         _Run(config, report).train()
@@ -150,13 +149,21 @@ class _Run:
         self.position = Position()
         self.folder = config.artifact_dir
         keras.utils.set_random_seed(config.seed)
-        self.dataset, self.texts = _read_data(config, report)
-        self.tokenizer = _make_tokenizer(self.dataset, config)
-        shape = dataclasses.replace(config.captioner, vocabulary_size=self.tokenizer.vocabulary_size)
+        self.dataset, self.texts = read_data(config, report)
+        initial = None if config.init is None else Bundle.open(config.init)
+        if initial is None:
+            self.tokenizer = make_tokenizer(self.dataset, config)
+            shape = dataclasses.replace(config.captioner, vocabulary_size=self.tokenizer.vocabulary_size)
+        else:
+            check_shape(initial, config)
+            self.tokenizer, shape = initial.tokenizer, config.captioner
         self.replicas = Replicas(default_strategy())
         with self.replicas.strategy.scope():
             self.model = CaptionModel(shape)
-            load_backbone_weights(self.model.backbone, shape.backbone, config.backbone_weights)
+            if initial is None:
+                load_backbone_weights(self.model.backbone, shape.backbone, config.backbone_weights)
+            else:
+                assign_weights(self.model, initial.weights())
             freeze(self.model.backbone, config.train_cnn)
         # In single precision and on one device, as bundles are: what is judged and written.
         self.judged = _build_single(shape)
@@ -186,6 +193,9 @@ class _Run:
             if resumed is None:
                 clear_folder(self.folder)
             stages = self._prepare()
+            if config.init is not None and resumed is None:
+                # What the stages have to be better than.
+                self._report_epoch({"epoch": 0, "stage": "init"}, is_judged=True)
             for index in range(self.position.stage, len(stages)):
                 with self.replicas.strategy.scope():
                     stage = stages[index]()
@@ -225,7 +235,11 @@ class _Run:
             features = train_set if config.train_cnn == "none" else self._features(pixels)
             return SelfCriticalStage(self.model, config, features, tokenizer, replicas)
 
-        wanted = {text: bool(self.texts), cross_entropy: True, self_critical: config.scst_epochs > 0}
+        wanted = {
+            text: bool(self.texts),
+            cross_entropy: config.epochs > 0,
+            self_critical: config.scst_epochs > 0,
+        }
         return [stage for stage, is_wanted in wanted.items() if is_wanted]
 
     def _load_pixels(self, images: Sequence[CaptionedImage]) -> ImageArrays:
@@ -246,16 +260,14 @@ class _Run:
         position = self.position
         while position.epoch <= stage.epochs and not self._has_converged():
             self._train_epoch(stage)
+            self._copy_judged(stage)
             scores: dict[str, float | str] = {
                 "epoch": position.earlier_epochs + position.epoch,
                 "stage": stage.name,
                 **_means(position.totals),
                 "train_s": position.seconds,
             }
-            if stage.name != "text":
-                scores |= self._judge(stage, scores)
-            self.tracker.log_epoch(scores)
-            self.report("  ".join(f"{key} {_short(value)}" for key, value in scores.items()))
+            self._report_epoch(scores, is_judged=stage.name != "text")
             position.epoch, position.step, position.totals, position.seconds = position.epoch + 1, 0, {}, 0.0
             self._save(self._variables(stage))
         if self._has_converged():
@@ -290,18 +302,22 @@ class _Run:
                 self._save(self._variables(stage))
                 saved = now
 
-    def _judge(self, stage: Stage, scores: Mapping[str, float | str]) -> dict[str, float]:
-        """Scores the epoch on the dev images; it becomes the bundle if it is the best so far."""
-        position = self.position
+    def _copy_judged(self, stage: Stage) -> None:
+        """Gives the network that is judged the weights of the one that is trained, or their averages."""
         _copy_weights(self.model, self.judged)
-        twins = dict(
-            zip(
-                map(id, self.model.weights_by_name().values()),
-                self.judged.weights_by_name().values(),
-                strict=True,
-            )
-        )
+        own, judged = self.model.weights_by_name(), self.judged.weights_by_name()
+        twins = {id(weight): judged[name] for name, weight in own.items()}
         stage.optimizer.copy_averaged([twins[id(weight)] for weight in stage.optimizer.variables])
+
+    def _report_epoch(self, scores: Mapping[str, float | str], *, is_judged: bool) -> None:
+        if is_judged:
+            scores = {**scores, **self._judge(scores)}
+        self.tracker.log_epoch(scores)
+        self.report("  ".join(f"{key} {_short(value)}" for key, value in scores.items()))
+
+    def _judge(self, scores: Mapping[str, float | str]) -> dict[str, float]:
+        """Scores the network on the dev images; it becomes the bundle if it is the best so far."""
+        position = self.position
         captions = self.judge.captions()
         found = self.judge.score(captions)
         if found["dev_cider_d"] > position.best_cider:
@@ -340,44 +356,6 @@ class _Run:
             "tracker": dataclasses.asdict(self.tracker.state()),
         }
         save_checkpoint(self.folder, position, variables)
-
-
-def _read_data(config: TrainConfig, report: Callable[[str], None]) -> tuple[Dataset, tuple[str, ...]]:
-    """Images with captions, and captions without images."""
-    dataset = read_dataset(
-        config.captions,
-        format=config.format,
-        train_split=config.train_split,
-        dev_split=config.dev_split,
-        dev_share=config.dev_share,
-        seed=config.seed,
-        limit=config.limit,
-    )
-    report(dataset.summary)
-    if config.text is None:
-        return dataset, ()
-    texts, summary = read_texts(config.text, unseen=dataset.dev)
-    report(summary)
-    return dataset, texts
-
-
-def _make_tokenizer(dataset: Dataset, config: TrainConfig) -> Tokenizer:
-    """Its words are those of the images' captions: others would never be seen with an image."""
-    tokenizer = Tokenizer.from_captions(
-        (caption for image in dataset.train for caption in image.captions),
-        vocabulary_size=config.captioner.vocabulary_size,
-        min_count=config.min_count,
-    )
-    size = tokenizer.vocabulary_size
-    if size == Tokenizer([]).vocabulary_size:
-        raise TrainingError(
-            f"no word stands in the captions to train on {config.min_count} times or more; lower --min_count"
-        )
-    if config.num_beams > size:
-        raise TrainingError(
-            f"{config.num_beams} beams are more than the {size} tokens of the vocabulary; lower --num_beams"
-        )
-    return tokenizer
 
 
 def _build_single(shape: CaptionerConfig) -> CaptionModel:

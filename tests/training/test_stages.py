@@ -132,7 +132,7 @@ def test_captions_are_drawn_from_the_probabilities_of_the_network(
     """The first word, drawn often, has the frequencies of the softmax over what may be drawn."""
     features = tf.cast(arrays.views[:1, 0], tf.float32)
     encoded = model.encode(features)
-    draw = tf.function(lambda seed: draw_captions(model, encoded, 4000, seed))
+    draw = tf.function(lambda seed: draw_captions(model, encoded, 4000, 5, seed))
     token_ids = draw(tf.constant([1, 2])).numpy()[0]
     logits = model.decode(tf.constant([[[START, PADDING]]]), encoded).numpy()[0, 0, 0]
     logits[[PADDING, UNKNOWN, START]] = -np.inf
@@ -145,7 +145,7 @@ def test_captions_are_drawn_from_the_probabilities_of_the_network(
 
 def test_drawn_captions_end_once_and_are_padded(model: CaptionModel, arrays: ImageArrays) -> None:
     encoded = model.encode(tf.cast(arrays.views[:, 0], tf.float32))
-    drawn = draw_captions(model, encoded, 20, tf.constant([0, 0])).numpy().reshape(-1, 10)
+    drawn = draw_captions(model, encoded, 20, 10, tf.constant([0, 0])).numpy().reshape(-1, 10)
     ends = (drawn == END).sum(-1)
     assert set(ends.tolist()) <= {0, 1}
     assert ends.any()
