@@ -70,5 +70,5 @@ def check_shape(initial: Bundle, config: TrainConfig) -> None:
     ]
     if differing:
         raise UsageError(
-            f"{initial.path} is a network of another {', '.join(differing)}; leave out what differs"
+            f"{initial.path} has another {', '.join(differing)}; leave out of the options what --init decides"
         )

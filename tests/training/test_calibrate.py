@@ -299,7 +299,8 @@ def collection(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
     files[-1].write_bytes(b"not a picture")
     (folder / "captions.tsv").write_text("\n".join(lines) + "\n")
     (folder / "dev.txt").write_text("".join(f"{path.name}\n" for path in files))
-    return DataSet(data, folder / "captions.tsv", folder / "dev.txt", folder / "dev.txt")
+    captions, names = folder / "captions.tsv", folder / "dev.txt"
+    return DataSet(data, captions, names, names, captions)
 
 
 @pytest.fixture
