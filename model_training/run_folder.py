@@ -33,9 +33,12 @@ def check_folder(config: TrainConfig) -> None:
         return
     if not may_be_replaced(folder):
         raise TrainingError(f"{folder} holds something that is no model; choose another --artifact_dir")
+    # A run that failed before its first result has left nothing to protect but its options.
+    if not any((folder / name).exists() for name in (HISTORY, CHECKPOINT, *BUNDLE_FILES)):
+        return
     if config.resume:
         _check_options(config)
-    elif not config.overwrite and any((folder / name).exists() for name in (TRAINING, *BUNDLE_FILES)):
+    elif not config.overwrite:
         raise TrainingError(
             f"{folder} holds another run; give --resume to go on with it, --overwrite to replace it,"
             " or another --artifact_dir"
