@@ -215,8 +215,9 @@ def write_bundle(
     if path.exists() and not may_be_replaced(path):
         raise BundleError(f"{path} holds something that is no model; choose another folder")
     replaces = holds_bundle_of(path, config, tokenizer)
+    # Not ascontiguousarray, which makes a vector of a number: EfficientNet's normalization has one.
     stored = {
-        key: np.ascontiguousarray(weight, np.float16 if half_precision and weight.ndim > 1 else np.float32)
+        key: np.asarray(weight, np.float16 if half_precision and weight.ndim > 1 else np.float32, order="C")
         for key, weight in weights.items()
     }
     described = {"format_version": FORMAT_VERSION, "name": name, "config": dataclasses.asdict(config)}
