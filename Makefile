@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format check test demo bench constraints
+.PHONY: help venv format check test demo bench notebooks constraints
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ demo: venv ## caption five photographs and search them
 
 bench: venv ## run every benchmark
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
+
+notebooks: venv ## caption the photographs of the notebooks again
+	$(BIN)/python -m model_training.notebooks.make_notebooks
 
 # Resolved afresh, whatever .venv holds: the newest versions that pyproject.toml admits.
 constraints: ## renew constraints.txt

@@ -1,0 +1,141 @@
+"""The pages of docs/: what comes from the code is what the code says, and the commands run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from docs.generate import options_tables, presets_page, training_page
+from model_training.train_model import app
+from tests.conftest import COLOURS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+TRAINING = (DOCS / "training.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+# The first line of a block whose commands are only shown.
+NOT_RUN = "# Not run by the tests: "
+
+
+def commands_in(text: str) -> tuple[list[str], list[str]]:
+    """The lines of the shell blocks that are run, and of those that aren't."""
+    run: list[str] = []
+    shown: list[str] = []
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        (shown if block.startswith(NOT_RUN) else run).extend(block.splitlines())
+    return run, shown
+
+
+def test_the_presets_page_is_what_the_code_makes() -> None:
+    page = (DOCS / "presets.md").read_text(encoding="utf-8")
+    assert page == presets_page(), "run `python docs/generate.py`"
+
+
+def test_the_options_of_the_training_page_are_those_of_the_command() -> None:
+    assert training_page(TRAINING) == TRAINING, "run `python docs/generate.py`"
+
+
+def test_every_option_is_in_the_table_once() -> None:
+    options = {option.opts[0]: option for option in typer.main.get_command(app).params}
+    rows = [line for line in options_tables().splitlines() if line.startswith("| `--")]
+    assert sorted(row.split("`")[1] for row in rows) == sorted(options)
+    assert len(rows) == len(options) > 50
+    assert "| `--seq_length` | `36` | Tokens of a caption. |" in rows
+    assert "| `--key_dim` | `--embed_dim` | Width of a head. |" in rows
+    assert "| `--preset` |  | A shape of the original's; other options change it. `xs`, `s`, " in "".join(
+        rows
+    )
+
+
+def test_a_page_without_a_place_for_the_options_is_refused() -> None:
+    with pytest.raises(ValueError, match="one place"):
+        training_page("# Training\n")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_the_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has what docs/training.md speaks of: photographs of one colour each."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "flickr8k" / "images").mkdir(parents=True)
+    (folder / "flickr30k").mkdir()
+    rng = np.random.default_rng(0)
+    lines, splits = ["image\tcaption"], {"train": [], "dev": []}  # type: ignore[var-annotated]
+    for number in range(90):
+        colour = list(COLOURS)[number % len(COLOURS)]
+        pixels = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 8, (32, 32, 3)), 0, 255)
+        name = f"{number:04}.jpg"
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "flickr8k" / "images" / name)
+        texts = [f"A {colour} square .", f"The square is {colour} , all of it ."]
+        split = "train" if number < 30 else "dev"
+        if split == "dev" and number % 5 > 1:
+            # Nobody can agree with these, so calibration finds captions of both kinds.
+            texts = [f"one{number} two{number}", f"three{number} four{number}"]
+        splits[split].append(name)
+        lines += [f"{name}\t{text}" for text in texts]
+    (folder / "flickr8k" / "captions.tsv").write_text("\n".join(lines) + "\n")
+    for split, names in splits.items():
+        (folder / "flickr8k" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    texts = [
+        f"{number}.jpg\tThere is a {one} and a {two} square ." for number, (one, two) in enumerate(pairs())
+    ]
+    (folder / "flickr30k" / "captions.tsv").write_text("\n".join(["image\tcaption", *texts]) + "\n")
+    return folder
+
+
+def pairs() -> list[tuple[str, str]]:
+    return [(one, two) for one in COLOURS for two in COLOURS if one != two]
+
+
+def run_commands(commands: list[str], folder: Path) -> dict[str, str]:
+    """Runs commands one after the other; what each printed."""
+    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    output = {}
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), cwd=folder, env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        output[command] = done.stdout
+    return output
+
+
+def test_every_command_of_the_training_page_runs(reader: Path) -> None:
+    """In the order of the page, as a reader would; but a recipe starts from nothing, so it runs beside."""
+    page, *recipes = TRAINING.split("\n## Recipe: ")
+    chains = [run for run, _ in map(commands_in, [page, *recipes]) if run]
+    assert list(map(len, chains)) == [9, 2]
+    with ThreadPoolExecutor(len(chains)) as pool:
+        output = {}
+        for printed in pool.map(run_commands, chains, [reader] * len(chains)):
+            output |= printed
+    resumed = next(text for command, text in output.items() if "--resume" in command)
+    assert "the run in runs/m1 is finished" in resumed
+    # What the page says that a run leaves, and what later commands add.
+    table = TRAINING.partition("## What a run leaves")[2].partition("`history.png` needs")[0]
+    files = set(re.findall(r"`([\w.]+\.\w+)`", table))
+    assert files | {"calibration.json", "calibration.png"} == {path.name for path in reader.glob("runs/m1/*")}
+    assert (reader / "runs.png").exists()
+
+
+def test_what_is_not_run_takes_the_options_there_are() -> None:
+    """It can't be run, but a name that has changed is found."""
+    names = {name for option in typer.main.get_command(app).params for name in option.opts}
+    _, shown = commands_in(TRAINING)
+    assert len(shown) > 4
+    assert all(line.startswith(("#", "train_model ", "python -m model_training.")) for line in shown)
+    used = {word for line in shown if line.startswith("train_model") for word in shlex.split(line)[1:]}
+    assert {word for word in used if word.startswith("--")} <= names
