@@ -30,10 +30,10 @@ from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.bundle_files import CALIBRATION, replace_file, to_json
 from batchcap.captioner.calibration import Calibration, Signals
 from batchcap.captioner.config import GenerationConfig
-from batchcap.captioner.images import decode_image
-from batchcap.errors import BatchcapError, BundleError, ImageError, TrainingError
+from batchcap.errors import BatchcapError, BundleError, TrainingError
 from model_training.datasets import CaptionedImage, Format, Subset, read_subset
 from model_training.metrics import cider_d_scores
+from model_training.pictures import decoded_chunks
 
 # Fewer say nothing: a share of 25 images is known to 0.1 at best.
 MIN_IMAGES = 50
@@ -41,7 +41,6 @@ BINS = 10
 # Of people's captions, as many are below the threshold.
 _QUANTILE = 0.25
 _RULE = "lower quartile of CIDEr-D of people's captions, each against the others of its image"
-_CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +110,7 @@ def fit_logistic(signals: np.ndarray, acceptable: np.ndarray) -> tuple[np.ndarra
     Raises:
         TrainingError: there are none of one class.
     """
-    if acceptable.all() or not acceptable.any():
-        found = "all" if acceptable.all() else "none"
-        raise TrainingError(f"{found} of the {len(acceptable)} captions to fit on are acceptable; give more")
+    _check_both_classes(acceptable, "fit")
     mean, deviation = signals.mean(0), signals.std(0)
     deviation[deviation < 1e-9 * np.maximum(1, np.abs(mean))] = np.inf
     features = np.column_stack([(signals - mean) / deviation, np.ones(len(signals))])
@@ -196,11 +193,7 @@ def measure(probabilities: np.ndarray, acceptable: np.ndarray) -> Measured:
     Raises:
         TrainingError: there are none of one class.
     """
-    if acceptable.all() or not acceptable.any():
-        found = "all" if acceptable.all() else "none"
-        raise TrainingError(
-            f"{found} of the {len(acceptable)} captions to measure on are acceptable; give more"
-        )
+    _check_both_classes(acceptable, "measure")
     rng = np.random.default_rng(0)
     drawn = [
         expected_calibration_error(probabilities, rng.random(len(probabilities)) < probabilities)
@@ -281,6 +274,14 @@ def _check_enough(count: int) -> None:
         raise TrainingError(f"{count} images are too few to calibrate on; give at least {MIN_IMAGES}")
 
 
+def _check_both_classes(acceptable: np.ndarray, use: str) -> None:
+    if acceptable.all() or not acceptable.any():
+        found = "all" if acceptable.all() else "none"
+        raise TrainingError(
+            f"{found} of the {len(acceptable)} captions to {use} on are acceptable; give more"
+        )
+
+
 def _figures(measured: Measured) -> dict[str, float]:
     return {"auroc": measured.auroc, "ece": measured.ece, "ece_if_perfect": measured.ece_if_perfect}
 
@@ -293,13 +294,7 @@ def caption_with_signals(
 
     captioner = Captioner(bundle)
     found: dict[str, tuple[str, Signals]] = {}
-    for start in range(0, len(images), _CHUNK):
-        decoded = {}
-        for image in images[start : start + _CHUNK]:
-            try:
-                decoded[image.name] = decode_image((data / image.name).read_bytes(), captioner.image_spec)
-            except (ImageError, OSError):
-                continue
+    for decoded in decoded_chunks(data, [image.name for image in images], captioner.image_spec):
         captions = captioner.caption_with_signals(list(decoded.values()))
         found |= {
             name: (caption.text, signals) for name, (caption, signals) in zip(decoded, captions, strict=True)

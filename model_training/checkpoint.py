@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from batchcap.captioner.bundle_files import sync_folder, temporary
 from batchcap.errors import TrainingError
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -34,7 +35,7 @@ def save_checkpoint(folder: Path, position: Mapping[str, Any], variables: Sequen
         TrainingError: the file can't be written.
     """
     path = folder / CHECKPOINT
-    staging = folder / f".{CHECKPOINT}"
+    staging = temporary(path)
     # Not ascontiguousarray, which makes a vector of a number.
     tensors = {
         _key(index): np.asarray(variable.numpy(), order="C") for index, variable in enumerate(variables)
@@ -44,7 +45,9 @@ def save_checkpoint(folder: Path, position: Mapping[str, Any], variables: Sequen
         with open(staging, "rb") as file:
             os.fsync(file.fileno())
         os.replace(staging, path)
+        sync_folder(folder)
     except (OSError, safetensors.SafetensorError) as error:
+        staging.unlink(missing_ok=True)
         raise TrainingError(f"can't write the checkpoint {path}: {error}") from error
 
 

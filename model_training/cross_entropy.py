@@ -51,15 +51,7 @@ class CrossEntropyStage:
         self.optimizer = Optimizer(
             model.trainable_variables,
             model.backbone.trainable_variables,
-            OptimizerConfig(
-                lr=config.lr,
-                total_steps=self.steps_per_epoch * config.epochs,
-                warmup_steps=config.warmup_steps,
-                weight_decay=config.weight_decay,
-                clip_norm=config.clip_norm,
-                ema_momentum=config.ema_momentum,
-                cnn_lr=config.cnn_lr,
-            ),
+            OptimizerConfig.of_run(config, lr=config.lr, total_steps=self.steps_per_epoch * config.epochs),
         )
         self._step = replicas.compile(self._step_of_replica)
 
@@ -94,9 +86,9 @@ class CrossEntropyStage:
         self, inputs: tf.Tensor, token_ids: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            features = self._see(inputs, seed)
+            encoded = self._model.encode(self._see(inputs, seed), training=True)
             loss, correct = sums(
-                self._model, features, token_ids, label_smoothing=self._config.label_smoothing, training=True
+                self._model, encoded, token_ids, label_smoothing=self._config.label_smoothing, training=True
             )
             mean_loss = loss / count
         self.optimizer.apply(tape.gradient(mean_loss, self.optimizer.variables))
@@ -117,7 +109,7 @@ class CrossEntropyStage:
 
 def sums(
     model: CaptionModel,
-    features: tf.Tensor,
+    encoded: tf.Tensor,
     token_ids: tf.Tensor,
     *,
     label_smoothing: float,
@@ -127,7 +119,7 @@ def sums(
 
     Args:
         model: the network.
-        features: float32[B, P, C].
+        encoded: float32[B, P, D], what the decoder attends to.
         token_ids: int32[B, N, T].
         label_smoothing: see `smoothed_cross_entropy`.
         training: whether dropout is on.
@@ -137,7 +129,6 @@ def sums(
     """
     inputs, targets = token_ids[:, :, :-1], token_ids[:, :, 1:]
     is_token = tf.cast(targets != PADDING, tf.float32)
-    encoded = model.encode(features, training=training)
     # In mixed precision the network gives bfloat16, too coarse for a softmax over a vocabulary.
     logits = tf.cast(model.decode(inputs, encoded, training=training), tf.float32)
     losses = smoothed_cross_entropy(targets, logits, label_smoothing)

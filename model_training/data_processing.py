@@ -14,26 +14,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-from batchcap.captioner.images import ImageSpec, decode_image
+from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import PADDING, Tokenizer
-from batchcap.errors import ImageError, TrainingError
+from batchcap.errors import TrainingError
 from model_training.augmentation import random_crops
 from model_training.datasets import CaptionedImage
+from model_training.pictures import CHUNK, decode_file
 
 # Views of an image that a frozen CNN sees with --augment: the whole, its mirror image, six random crops.
 AUGMENTED_VIEWS = 8
 PLAIN_VIEWS = 2
 # Caption lengths are padded to multiples of this, so that a training step is traced for few shapes.
 _LENGTH_STEP = 4
-_DECODED_AT_ONCE = 256
 
 _T = TypeVar("_T")
 
@@ -175,12 +174,13 @@ def _decode_all(
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
     decoded: list[str] = []
     failed: list[tuple[str, str]] = []
-    decode = partial(_decode, data=data, spec=spec)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # In pieces: what is decoded but not yet written is in memory.
-        for start in range(0, len(images), _DECODED_AT_ONCE):
-            piece = images[start : start + _DECODED_AT_ONCE]
-            for image, found in zip(piece, pool.map(decode, piece), strict=True):
+        for start in range(0, len(images), CHUNK):
+            piece = images[start : start + CHUNK]
+            for image, found in zip(
+                piece, pool.map(lambda image: decode_file(data / image.name, spec), piece), strict=True
+            ):
                 if isinstance(found, str):
                     failed.append((image.name, found))
                 else:
@@ -188,14 +188,6 @@ def _decode_all(
                     decoded.append(image.name)
     pixels.flush()
     return {"decoded": decoded, "failed": failed}
-
-
-def _decode(image: CaptionedImage, data: Path, spec: ImageSpec) -> np.ndarray | str:
-    """uint8[H, W, 3], or the reason why there is none."""
-    try:
-        return decode_image((data / image.name).read_bytes(), spec)
-    except (ImageError, OSError) as error:
-        return str(error)
 
 
 def _extract(model: CaptionModel, pixels: np.ndarray, path: Path, views: int, batch_size: int) -> None:

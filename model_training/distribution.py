@@ -11,17 +11,11 @@ import tensorflow as tf
 def default_strategy() -> tf.distribute.Strategy:
     """All GPUs of this machine, or what TensorFlow takes by itself where there is no more than one.
 
-    Within a strategy's scope, it is that one: so does Ray Train spread a run over machines.
+    Within a strategy's scope, it is that one.
     """
     if tf.distribute.has_strategy() or len(tf.config.list_logical_devices("GPU")) < 2:
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy()
-
-
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes the results of the run."""
-    resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.task_type or resolver.task_id == 0
 
 
 class Replicas:

@@ -19,12 +19,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import typer
 
 from batchcap.captioner.bundle import Bundle
-from batchcap.captioner.images import decode_image
 from batchcap.captioner.protocol import Caption, CaptionerProtocol
-from batchcap.errors import BatchcapError, ImageError, TrainingError, UsageError
+from batchcap.errors import BatchcapError, TrainingError, UsageError
 from model_training.datasets import Format, Subset, read_subset
 from model_training.meteor import meteor, meteor_tables
 from model_training.metrics import bleu, cider_d, rouge_l
+from model_training.pictures import decoded_chunks
 
 app = typer.Typer(
     add_completion=False,
@@ -32,7 +32,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_CHUNK = 256
 _INPUT = "What to score on"
 
 
@@ -54,23 +53,19 @@ def evaluate(
     Raises:
         TrainingError: no image can be decoded, or METEOR's tables are damaged.
     """
-    names, failed, captions, seconds = list(references), 0, dict[str, Caption](), 0.0
-    for start in range(0, len(names), _CHUNK):
-        decoded = {}
-        for name in names[start : start + _CHUNK]:
-            try:
-                decoded[name] = decode_image((data / name).read_bytes(), captioner.image_spec)
-            except (ImageError, OSError):
-                failed += 1
-        if not decoded:
-            continue
+    captions, seconds = dict[str, Caption](), 0.0
+    for decoded in decoded_chunks(data, list(references), captioner.image_spec):
         started = time.perf_counter()
         captions |= dict(zip(decoded, captioner.caption(list(decoded.values())), strict=True))
         seconds += time.perf_counter() - started
     if not captions:
-        raise TrainingError(f"none of the {len(names)} images in {data} can be decoded")
+        raise TrainingError(f"none of the {len(references)} images in {data} can be decoded")
     scores = _score([caption.text for caption in captions.values()], [references[name] for name in captions])
-    scores |= {"images": len(captions), "failed": failed, "images_per_s": len(captions) / seconds}
+    scores |= {
+        "images": len(captions),
+        "failed": len(references) - len(captions),
+        "images_per_s": len(captions) / seconds,
+    }
     return scores, captions
 
 

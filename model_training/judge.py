@@ -43,7 +43,8 @@ class Judge:
             return generate(model, model.encode(features_of(inputs)), generation).token_ids
 
         def lose(inputs: tf.Tensor, token_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return sums(model, features_of(inputs), token_ids, label_smoothing=0.0, training=False)
+            encoded = model.encode(features_of(inputs))
+            return sums(model, encoded, token_ids, label_smoothing=0.0, training=False)
 
         self._caption = tf.function(caption, reduce_retracing=True)
         self._lose = tf.function(lose, reduce_retracing=True)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import keras
 import tensorflow as tf
 
+from model_training.config import TrainConfig
 from model_training.distribution import sum_over_replicas
 
 
@@ -30,6 +32,19 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     ema_momentum: float = 0.0
     cnn_lr: float = 0.1
+
+    @classmethod
+    def of_run(cls, config: TrainConfig, *, lr: float, total_steps: int) -> Self:
+        """What a run's options say of a stage with this learning rate and so many steps."""
+        return cls(
+            lr=lr,
+            total_steps=total_steps,
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            ema_momentum=config.ema_momentum,
+            cnn_lr=config.cnn_lr,
+        )
 
 
 class Optimizer:

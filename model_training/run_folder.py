@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.captioner.bundle import may_be_replaced, remove_bundle
-from batchcap.captioner.bundle_files import BUNDLE_FILES, replace_file
+from batchcap.captioner.bundle_files import BUNDLE_FILES
 from batchcap.errors import TrainingError, UsageError
 from model_training.checkpoint import CHECKPOINT
 from model_training.config import TrainConfig
@@ -53,18 +53,6 @@ def clear_folder(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise TrainingError(f"can't clear {folder}: {error.strerror or error}") from error
-
-
-def write_run_file(path: Path, text: str) -> None:
-    """Writes a file of the run, whole or not at all.
-
-    Raises:
-        TrainingError: it can't be written.
-    """
-    try:
-        replace_file(path, text.encode())
-    except OSError as error:
-        raise TrainingError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def _check_options(config: TrainConfig) -> None:

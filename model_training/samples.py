@@ -106,11 +106,24 @@ class Gallery:
 def read_thumbnail(path: Path) -> bytes | None:
     """A small JPEG of a picture, upright and in its own proportions; None where it can't be read."""
     try:
-        decoded = decode(path.read_bytes(), ImageSpec(THUMBNAIL_SIZE))
+        return make_thumbnail(path.read_bytes(), THUMBNAIL_SIZE)
     except (ImageError, OSError):
         return None
+
+
+def make_thumbnail(data: bytes, longer_side: int) -> bytes:
+    """A small JPEG of a picture, upright and in its own proportions.
+
+    Args:
+        data: a picture file.
+        longer_side: of the thumbnail, in pixels.
+
+    Raises:
+        ImageError: it can't be decoded.
+    """
+    decoded = decode(data, ImageSpec(longer_side))
     # The decoder stretches every picture into a square, as the network takes it.
-    factor = THUMBNAIL_SIZE / max(decoded.width, decoded.height)
+    factor = longer_side / max(decoded.width, decoded.height)
     size = (max(round(decoded.width * factor), 1), max(round(decoded.height * factor), 1))
     buffer = io.BytesIO()
     Image.fromarray(decoded.pixels).resize(size).save(buffer, "jpeg", quality=_JPEG_QUALITY)

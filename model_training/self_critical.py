@@ -6,18 +6,17 @@ the others, so that no caption has to be decoded for comparison alone. The rewar
 scored with their end as a word: otherwise the best ones stop in the middle of a phrase.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
 
+from batchcap.captioner.decoding import Caches, StepwiseDecoder
 from batchcap.captioner.model import CaptionModel
-from batchcap.captioner.tokenizer import END, PADDING, START, UNKNOWN, Tokenizer
+from batchcap.captioner.tokenizer import END, PADDING, START, Tokenizer
 from model_training.config import TrainConfig
-from model_training.data_processing import ImageArrays
+from model_training.data_processing import ImageArrays, batches_per_epoch
 from model_training.distribution import Replicas
 from model_training.metrics import CiderD, tokenize
 from model_training.optimization import Optimizer, OptimizerConfig
@@ -26,10 +25,6 @@ from model_training.optimization import Optimizer, OptimizerConfig
 _END_WORD = "eos0"
 # Captions longer than nearly all of people's are worth nothing, and cost most: they are cut.
 _LENGTH_PERCENTILE = 95
-
-
-# Keys and values of each decoder block's self-attention, float32[B, N, H, L, K].
-_Caches: TypeAlias = list[tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +62,9 @@ class SelfCriticalStage:
         replicas: Replicas,
     ) -> None:
         self.epochs = config.scst_epochs
-        images_per_step = max(1, config.batch_size // config.scst_samples)
-        self.steps_per_epoch = math.ceil(len(train_set.images) / images_per_step)
+        self.steps_per_epoch = batches_per_epoch(
+            len(train_set.images), batch_size=config.batch_size, captions_per_image=config.scst_samples
+        )
         self._model = model
         self._config = config
         self._views = train_set.views
@@ -83,13 +79,11 @@ class SelfCriticalStage:
         self.optimizer = Optimizer(
             model.trainable_variables,
             [],
-            OptimizerConfig(
-                lr=config.scst_lr,
-                total_steps=self.steps_per_epoch * config.scst_epochs,
+            replace(
+                OptimizerConfig.of_run(
+                    config, lr=config.scst_lr, total_steps=self.steps_per_epoch * config.scst_epochs
+                ),
                 warmup_steps=min(config.warmup_steps, self.steps_per_epoch),
-                weight_decay=config.weight_decay,
-                clip_norm=config.clip_norm,
-                ema_momentum=config.ema_momentum,
             ),
         )
         self._draw = replicas.compile(self._draw_on_replica, reduced=False)
@@ -182,37 +176,29 @@ def draw_captions(
     Returns:
         int32[B, N, L]: start, words, end, padding; a caption of L tokens may lack its end.
     """
-    config = model.config
+    decoder = StepwiseDecoder(model, encoded)
     batch = tf.shape(encoded)[0]
-    image_keys_values = [block.cross_attention.project_keys_values(encoded) for block in model.decoder]
-    forbidden = tf.reduce_max(tf.one_hot((PADDING, UNKNOWN, START), config.vocabulary_size), axis=0) * -1e9
-    heads = (batch, samples, config.dec_heads, length, config.head_dim)
-    caches = [(tf.zeros(heads, encoded.dtype),) * 2 for _ in model.decoder]
     token_ids = tf.tile(
         tf.one_hot([[0]], length, on_value=START, off_value=PADDING, dtype=tf.int32), (batch, samples, 1)
     )
     is_done = tf.zeros((batch, samples), tf.bool)
 
     def is_running(
-        position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, caches: _Caches
+        position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, caches: Caches
     ) -> tf.Tensor:
         return (position < length - 1) & ~tf.reduce_all(is_done)
 
     def advance(
-        position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, caches: _Caches
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, _Caches]:
-        x = model.embed(tf.gather(token_ids, position[None], axis=2), position[None])
-        stepped = []
-        for block, cache, keys_values in zip(model.decoder, caches, image_keys_values, strict=True):
-            x, cache = block.step(x, position, cache, keys_values)
-            stepped.append(cache)
-        logits = tf.cast(model.output_dense(x)[:, :, 0], tf.float32) + forbidden  # B, N, V
-        flat = tf.reshape(logits, (-1, config.vocabulary_size))
+        position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, caches: Caches
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Caches]:
+        logits, caches = decoder.step(token_ids, position, caches)
+        logits = tf.cast(logits, tf.float32) + decoder.forbidden
+        flat = tf.reshape(logits, (-1, model.config.vocabulary_size))
         drawn = tf.random.stateless_categorical(flat, 1, seed + tf.stack([0, position * 1_000_003]), tf.int32)
         token = tf.where(is_done, PADDING, tf.reshape(drawn, (batch, samples)))
         is_next = tf.range(length) == position + 1
         token_ids = tf.where(is_next, token[:, :, None], token_ids)
-        return position + 1, token_ids, is_done | (token == END), stepped
+        return position + 1, token_ids, is_done | (token == END), caches
 
-    _, token_ids, _, _ = tf.while_loop(is_running, advance, (tf.constant(0), token_ids, is_done, caches))
-    return token_ids
+    start = (tf.constant(0), token_ids, is_done, decoder.start(samples, length))
+    return tf.while_loop(is_running, advance, start)[1]

@@ -6,7 +6,7 @@ what it attends to into a sentence, from far more captions than there are images
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ import tensorflow as tf
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import PADDING, Tokenizer
 from model_training.config import TrainConfig
-from model_training.cross_entropy import smoothed_cross_entropy
+from model_training.cross_entropy import sums
 from model_training.data_processing import alike_batches, padded_length
 from model_training.distribution import Replicas
 from model_training.optimization import Optimizer, OptimizerConfig
@@ -77,12 +77,12 @@ class TextStage:
         self.optimizer = Optimizer(
             [weight for layer in trained for weight in layer.trainable_weights],
             [],
-            OptimizerConfig(
-                lr=config.lr,
-                total_steps=self.steps_per_epoch * config.text_epochs,
-                warmup_steps=config.warmup_steps,
-                weight_decay=config.weight_decay,
-                clip_norm=config.clip_norm,
+            # No average: it is not judged, and the next stage goes on from the latest weights.
+            replace(
+                OptimizerConfig.of_run(
+                    config, lr=config.lr, total_steps=self.steps_per_epoch * config.text_epochs
+                ),
+                ema_momentum=0.0,
             ),
         )
         # As the last layer norm of the encoder does to the image's vectors.
@@ -118,17 +118,17 @@ class TextStage:
     def _step_of_replica(
         self, token_ids: tf.Tensor, shown: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        inputs, targets = token_ids[:, None, :-1], token_ids[:, None, 1:]  # one caption an image
-        is_token = tf.cast(targets != PADDING, tf.float32)
         with tf.GradientTape() as tape:
-            logits = self._model.decode(inputs, self._show(shown, seed), training=True)
-            logits = tf.cast(logits, tf.float32)
-            losses = smoothed_cross_entropy(targets, logits, self._config.label_smoothing)
-            loss = tf.reduce_sum(losses * is_token)
+            loss, correct = sums(
+                self._model,
+                self._show(shown, seed),
+                token_ids[:, None],  # one caption an image
+                label_smoothing=self._config.label_smoothing,
+                training=True,
+            )
             mean_loss = loss / count
         self.optimizer.apply(tape.gradient(mean_loss, self.optimizer.variables))
-        is_correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == targets, tf.float32)
-        return loss, tf.reduce_sum(is_correct * is_token)
+        return loss, correct
 
     def _show(self, shown: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """int32[B, W] -> [B, W, D], in place of an image's vectors; zeros (and noise) for padding."""

@@ -130,6 +130,11 @@ class Tracker:
             self._send(lambda run: run.finish(exit_code=0 if error is None else 1))
             self._wandb_run = None
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether anything becomes of `log_step`."""
+        return self._sends
+
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the values of one training step; they go to W&B only, as `train/loss` and so on."""
         if self._sends:
@@ -236,12 +241,20 @@ class Tracker:
     def _put(self, name: str, content: str | bytes) -> None:
         # Names of files need not be UTF-8; on the page they are to be seen, not to be used.
         data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-        path = self._config.artifact_dir / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, data)
-        except OSError as error:
-            raise TrainingError(f"can't write {path}: {error.strerror or error}") from error
+        write_run_file(self._config.artifact_dir / name, data)
+
+
+def write_run_file(path: Path, content: bytes) -> None:
+    """Writes a file of a run, whole or not at all; its folder is made.
+
+    Raises:
+        TrainingError: it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+    except OSError as error:
+        raise TrainingError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def _define_metric(key: str, run: Any) -> None:

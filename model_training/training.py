@@ -37,11 +37,11 @@ from model_training.judge import Judge
 from model_training.model_card import model_card
 from model_training.optimization import Optimizer
 from model_training.pretrained import load_backbone_weights
-from model_training.run_folder import DEV_NAMES, check_folder, clear_folder, write_run_file
+from model_training.run_folder import DEV_NAMES, check_folder, clear_folder
 from model_training.samples import Sample
 from model_training.self_critical import SelfCriticalStage
 from model_training.text_warmup import TextStage
-from model_training.tracking import Tracker, TrackerState, check_wandb
+from model_training.tracking import Tracker, TrackerState, check_wandb, write_run_file
 
 # Dev images whose captions are shown after every epoch.
 _SAMPLES = 8
@@ -119,9 +119,24 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
     check_options(config)
     check_wandb(config)
     check_folder(config)
+    position, resumed = _read_state(config)
+    if position.finished:
+        report(f"the run in {config.artifact_dir} is finished")
+        return config.artifact_dir
     with _precision(config.mixed_precision):
-        _Run(config, report).train()
+        _Run(config, report, position, resumed).train()
     return config.artifact_dir
+
+
+def _read_state(config: TrainConfig) -> tuple[Position, TrackerState | None]:
+    """Where the run stands, and its record so far; the beginning, and None, where there is no checkpoint."""
+    found = read_position(config.artifact_dir) if config.resume else None
+    if found is None:
+        return Position(), None
+    try:
+        return Position(**found["run"]), TrackerState(**found["tracker"])
+    except (KeyError, TypeError) as error:
+        raise damaged(config.artifact_dir / CHECKPOINT, "it is of another version") from error
 
 
 @contextmanager
@@ -141,13 +156,21 @@ class _Run:
     Args:
         config: its options.
         report: takes a line for people now and then.
+        position: where it stands.
+        resumed: its record so far; None for one that begins.
     """
 
-    def __init__(self, config: TrainConfig, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        report: Callable[[str], None],
+        position: Position,
+        resumed: TrackerState | None,
+    ) -> None:
         self.config = config
         self.report = report
-        self.position = Position()
-        self.folder = config.artifact_dir
+        self.position = position
+        self.resumed = resumed
         keras.utils.set_random_seed(config.seed)
         self.dataset, self.texts = read_data(config, report)
         initial = None if config.init is None else Bundle.open(config.init)
@@ -171,17 +194,7 @@ class _Run:
 
     def train(self) -> None:
         """Trains, or goes on training, until the last stage is done."""
-        config = self.config
-        found = read_position(config.artifact_dir) if config.resume else None
-        resumed = None
-        if found is not None:
-            try:
-                self.position, resumed = Position(**found["run"]), TrackerState(**found["tracker"])
-            except (KeyError, TypeError) as error:
-                raise damaged(config.artifact_dir / CHECKPOINT, "it is of another version") from error
-        if self.position.finished:
-            self.report(f"the run in {config.artifact_dir} is finished")
-            return
+        config, resumed = self.config, self.resumed
         self.tracker = Tracker(
             config,
             details={"parameters": self.model.count_params()},
@@ -191,7 +204,7 @@ class _Run:
         # Before the CNN runs over all images: tracking that can't start should say so at once.
         with self.tracker:
             if resumed is None:
-                clear_folder(self.folder)
+                clear_folder(config.artifact_dir)
             stages = self._prepare()
             if config.init is not None and resumed is None:
                 # What the stages have to be better than.
@@ -206,7 +219,7 @@ class _Run:
                 self.position = self.position.after(stage)
             self.position.finished = True
             self._save([])
-            self.tracker.finish(self.folder)
+            self.tracker.finish(config.artifact_dir)
 
     def _prepare(self) -> list[Callable[[], Stage]]:
         """Reads the images; the stages of the run, each to be built when the one before it is done."""
@@ -216,7 +229,7 @@ class _Run:
         generation = GenerationConfig(config.num_beams, config.length_penalty)
         self.judge = Judge(self.judged, tokenizer, generation, dev_set)
         names = "".join(f"{image.name}\n" for image in self.dataset.dev)
-        write_run_file(self.folder / DEV_NAMES, names)
+        write_run_file(config.artifact_dir / DEV_NAMES, names.encode())
 
         def text() -> Stage:
             texts = [*self.texts, *(caption for image in self.dataset.train for caption in image.captions)]
@@ -228,7 +241,7 @@ class _Run:
 
         def self_critical() -> Stage:
             # From the best epoch on, which need not be the last; its CNN stays as it is.
-            best = Bundle.open(self.folder).weights()
+            best = Bundle.open(config.artifact_dir).weights()
             assign_weights(self.model, best)
             assign_weights(self.judged, best)
             freeze(self.model.backbone, "none")
@@ -294,10 +307,9 @@ class _Run:
             position.step, position.totals = position.step + 1, dict(totals)
             now = time.monotonic()
             position.seconds = seconds_before + now - started
-            self.tracker.log_step(
-                position.earlier_steps + stage.optimizer.steps,
-                {**_means(sums), "learning_rate": stage.optimizer.learning_rate},
-            )
+            if self.tracker.takes_steps:
+                values = {**_means(sums), "learning_rate": stage.optimizer.learning_rate}
+                self.tracker.log_step(position.earlier_steps + stage.optimizer.steps, values)
             if now - saved > CHECKPOINT_S:
                 self._save(self._variables(stage))
                 saved = now
@@ -335,7 +347,7 @@ class _Run:
     def _write_bundle(self, scores: Mapping[str, float | str]) -> None:
         model = self.judged
         write_bundle(
-            self.folder,
+            self.config.artifact_dir,
             name=self.config.artifact_dir.resolve().name,
             config=model.config,
             generation=GenerationConfig(self.config.num_beams, self.config.length_penalty),
@@ -355,7 +367,7 @@ class _Run:
             "run": dataclasses.asdict(self.position),
             "tracker": dataclasses.asdict(self.tracker.state()),
         }
-        save_checkpoint(self.folder, position, variables)
+        save_checkpoint(self.config.artifact_dir, position, variables)
 
 
 def _build_single(shape: CaptionerConfig) -> CaptionModel:

@@ -19,7 +19,7 @@ _MAX_MARGIN = 10.0
 
 
 # Keys and values of each decoder block's self-attention, float32[B, N, H, L, K].
-_Caches: TypeAlias = list[tuple[tf.Tensor, tf.Tensor]]
+Caches: TypeAlias = list[tuple[tf.Tensor, tf.Tensor]]
 
 
 class Generated(NamedTuple):
@@ -54,6 +54,53 @@ class _Beams(NamedTuple):
     min_log_prob: tf.Tensor  # float32[B, N]
 
 
+class StepwiseDecoder:
+    """The decoder of a network, one position of N captions of each image at a time.
+
+    To be used inside a `tf.function`.
+
+    Args:
+        model: the network.
+        encoded: float32[B, P, D], what its encoder gave.
+    """
+
+    def __init__(self, model: CaptionModel, encoded: tf.Tensor) -> None:
+        self._model = model
+        self._encoded = encoded
+        self._image_keys_values = [
+            block.cross_attention.project_keys_values(encoded) for block in model.decoder
+        ]
+        # To be added to logits or log-probabilities: float32[V], very low for what no caption may contain.
+        self.forbidden = tf.reduce_max(tf.one_hot(_FORBIDDEN, model.config.vocabulary_size), axis=0) * -1e9
+
+    def start(self, captions: int, length: int) -> Caches:
+        """Empty caches for `captions` captions of an image, N, of at most `length` tokens, L."""
+        config = self._model.config
+        shape = (tf.shape(self._encoded)[0], captions, config.dec_heads, length, config.head_dim)
+        return [(tf.zeros(shape, self._encoded.dtype),) * 2 for _ in self._model.decoder]
+
+    def step(self, token_ids: tf.Tensor, position: tf.Tensor, caches: Caches) -> tuple[tf.Tensor, Caches]:
+        """What may follow the newest token.
+
+        Args:
+            token_ids: int32[B, N, L], of which only the one at `position` is read.
+            position: int32[].
+            caches: filled below `position`.
+
+        Returns:
+            Logits float32[B, N, V], and the caches with `position` filled in.
+        """
+        newest = tf.gather(token_ids, position[None], axis=2)  # B, N, 1
+        x = self._model.embed(newest, position[None])
+        stepped: Caches = []
+        for block, cache, keys_values in zip(
+            self._model.decoder, caches, self._image_keys_values, strict=True
+        ):
+            x, cache = block.step(x, position, cache, keys_values)
+            stepped.append(cache)
+        return self._model.output_dense(x)[:, :, 0], stepped
+
+
 def generate(model: CaptionModel, encoded: tf.Tensor, generation: GenerationConfig) -> Generated:
     """Decodes captions; to be called inside a `tf.function`.
 
@@ -73,27 +120,20 @@ def generate(model: CaptionModel, encoded: tf.Tensor, generation: GenerationConf
     batch = tf.shape(encoded)[0]
     num_beams = generation.num_beams
     max_length = min(generation.max_length or model.config.sequence_length, model.config.sequence_length)
-    image_keys_values = [block.cross_attention.project_keys_values(encoded) for block in model.decoder]
-    forbidden = tf.reduce_max(tf.one_hot(_FORBIDDEN, model.config.vocabulary_size), axis=0) * -1e9
+    decoder = StepwiseDecoder(model, encoded)
 
     position = tf.constant(0)
     beams = _start(batch, num_beams, max_length)
-    heads = (model.config.dec_heads, max_length, model.config.head_dim)
-    caches: _Caches = [(tf.zeros((batch, num_beams, *heads)),) * 2 for _ in model.decoder]
+    caches = decoder.start(num_beams, max_length)
 
-    def is_running(position: tf.Tensor, beams: _Beams, caches: _Caches) -> tf.Tensor:
+    def is_running(position: tf.Tensor, beams: _Beams, caches: Caches) -> tf.Tensor:
         return (position < max_length - 1) & ~tf.reduce_all(beams.is_done)
 
-    def advance(position: tf.Tensor, beams: _Beams, caches: _Caches) -> tuple[tf.Tensor, _Beams, _Caches]:
-        newest = tf.gather(beams.token_ids, position[None], axis=2)  # B, N, 1
-        x = model.embed(newest, position[None])
-        stepped: _Caches = []
-        for block, cache, keys_values in zip(model.decoder, caches, image_keys_values, strict=True):
-            x, cache = block.step(x, position, cache, keys_values)
-            stepped.append(cache)
-        log_probs = tf.nn.log_softmax(model.output_dense(x)[:, :, 0], axis=-1)
+    def advance(position: tf.Tensor, beams: _Beams, caches: Caches) -> tuple[tf.Tensor, _Beams, Caches]:
+        logits, stepped = decoder.step(beams.token_ids, position, caches)
+        log_probs = tf.nn.log_softmax(logits, axis=-1)
         entropy = -tf.reduce_sum(tf.exp(log_probs) * log_probs, axis=-1)
-        beams, parents = _extend(beams, log_probs + forbidden, entropy, position, generation)
+        beams, parents = _extend(beams, log_probs + decoder.forbidden, entropy, position, generation)
         if num_beams > 1:
             stepped = [
                 (tf.gather(keys, parents, batch_dims=1), tf.gather(values, parents, batch_dims=1))

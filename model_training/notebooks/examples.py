@@ -14,12 +14,12 @@ from batchcap.captioner.images import ImageSpec, decode
 from batchcap.captioner.protocol import Caption
 from batchcap.errors import ImageError, TrainingError
 from model_training.datasets import read_subset
+from model_training.samples import make_thumbnail
 
 COUNT = 20
 # Where relative paths of the environment's variables start: in Jupyter a notebook runs in its own folder.
 ROOT = Path(__file__).parents[2]
 _THUMBNAIL_SIZE = 224  # pixels, of the longer side
-_JPEG_QUALITY = 80
 
 # Photographs in the wheel of scikit-image that are free to use, and parts of them, as left, top, right,
 # bottom: there are not 20.
@@ -104,10 +104,7 @@ def load_examples(photos: Path | None, captions: Path | None, split: Path | None
 
 def thumbnail(example: Example) -> bytes:
     """A small JPEG of a photograph, upright and in its own proportions."""
-    decoded = decode(example.data, ImageSpec(_THUMBNAIL_SIZE))
-    factor = _THUMBNAIL_SIZE / max(decoded.width, decoded.height)
-    size = (max(round(decoded.width * factor), 1), max(round(decoded.height * factor), 1))
-    return _to_bytes(Image.fromarray(decoded.pixels).resize(size), "jpeg", quality=_JPEG_QUALITY)
+    return make_thumbnail(example.data, _THUMBNAIL_SIZE)
 
 
 def describe(number: int, example: Example, caption: Caption) -> str:
@@ -134,9 +131,10 @@ def _free_examples() -> Iterator[Example]:
             yield Example(name, (folder / name).read_bytes(), shows)
             continue
         with Image.open(folder / name) as image:
-            part = _to_bytes(image.crop(box), "png")
+            part = io.BytesIO()
+            image.crop(box).save(part, "png")
         left, top, right, bottom = box
-        yield Example(f"{name} [{left}:{right}, {top}:{bottom}]", part, shows)
+        yield Example(f"{name} [{left}:{right}, {top}:{bottom}]", part.getvalue(), shows)
 
 
 def _is_picture(data: bytes) -> bool:
@@ -145,9 +143,3 @@ def _is_picture(data: bytes) -> bool:
     except ImageError:
         return False
     return True
-
-
-def _to_bytes(image: Image.Image, format: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
