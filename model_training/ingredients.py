@@ -48,16 +48,20 @@ def make_tokenizer(dataset: Dataset, config: TrainConfig) -> Tokenizer:
         vocabulary_size=config.captioner.vocabulary_size,
         min_count=config.min_count,
     )
-    size = tokenizer.vocabulary_size
-    if size == Tokenizer([]).vocabulary_size:
+    if tokenizer.vocabulary_size == Tokenizer([]).vocabulary_size:
         raise TrainingError(
             f"no word stands in the captions to train on {config.min_count} times or more; lower --min_count"
         )
+    return tokenizer
+
+
+def check_beams(tokenizer: Tokenizer, config: TrainConfig) -> None:
+    """Refuses more beams than there are tokens, wherever the vocabulary comes from."""
+    size = tokenizer.vocabulary_size
     if config.num_beams > size:
         raise TrainingError(
             f"{config.num_beams} beams are more than the {size} tokens of the vocabulary; lower --num_beams"
         )
-    return tokenizer
 
 
 def check_shape(initial: Bundle, config: TrainConfig) -> None:

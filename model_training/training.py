@@ -32,7 +32,7 @@ from model_training.data_processing import (
 from model_training.datasets import CaptionedImage
 from model_training.distribution import Replicas, default_strategy, variables_of
 from model_training.fine_tuning import freeze
-from model_training.ingredients import check_options, check_shape, make_tokenizer, read_data
+from model_training.ingredients import check_beams, check_options, check_shape, make_tokenizer, read_data
 from model_training.judge import Judge
 from model_training.model_card import model_card
 from model_training.optimization import Optimizer
@@ -180,6 +180,7 @@ class _Run:
         else:
             check_shape(initial, config)
             self.tokenizer, shape = initial.tokenizer, config.captioner
+        check_beams(self.tokenizer, config)
         self.replicas = Replicas(default_strategy())
         with self.replicas.strategy.scope():
             self.model = CaptionModel(shape)

@@ -105,6 +105,9 @@ def test_a_bundle_to_start_from_gives_shape_words_and_weights(data_set: DataSet,
     assert "has another embed_dim; leave out of the options what --init decides" in result.stderr
     assert not (tmp_path / "third").exists()
     assert start("third", "--preset", "s").exit_code == 2
+    result = start("third", "--num_beams", 1000)
+    assert result.exit_code == 1
+    assert "1000 beams are more than the 15 tokens of the vocabulary" in result.stderr
 
 
 @pytest.mark.parametrize(
