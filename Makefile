@@ -39,7 +39,7 @@ demo: venv ## caption five photographs and search them
 	$(BIN)/batchcap sql "SELECT uri, caption FROM captions WHERE caption LIKE '%man%'" --store demo/store
 
 bench: venv ## run every benchmark
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
 
 notebooks: venv ## caption the photographs of the notebooks again
 	$(BIN)/python -m model_training.notebooks.make_notebooks

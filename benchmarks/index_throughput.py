@@ -8,7 +8,6 @@ all three one after the other, in processes of their own, so that a busy moment 
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
+from common import make_photos, provenance
 
 from batchcap.captioner.bundle import DEFAULT_BUNDLE, Bundle
 from batchcap.captioner.images import decode_image
@@ -139,39 +139,6 @@ def read_pixels(folder: Path, bundle: Bundle) -> list[Any]:
 
 def count_photos(folder: Path) -> int:
     return sum(1 for _ in scan(resolve_sources([str(folder)]), skipped=Counter()))
-
-
-def make_photos(folder: Path, count: int = 1000) -> Path:
-    """Crops of scikit-image's photographs as 640x480 JPEG."""
-    import numpy as np
-    from PIL import Image
-    from skimage import data
-
-    rng = np.random.default_rng(0)
-    originals = [Image.fromarray(load()) for load in (data.astronaut, data.chelsea, data.coffee, data.rocket)]
-    for number in range(count):
-        image = originals[number % len(originals)]
-        width, height = image.size
-        left, top = rng.integers(0, width // 4), rng.integers(0, height // 4)
-        crop = image.crop((left, top, left + width * 3 // 4, top + height * 3 // 4))
-        crop.resize((640, 480)).save(folder / f"{number:05}.jpg", quality=85)
-    return folder
-
-
-def provenance() -> dict[str, Any]:
-    """Which code on which machine."""
-    import tensorflow as tf
-
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "commit": commit or "unknown",
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-    }
 
 
 if __name__ == "__main__":
