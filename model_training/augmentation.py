@@ -21,16 +21,33 @@ def random_crops(images: tf.Tensor, *, seed: tuple[int, int] | tf.Tensor) -> tf.
     Returns:
         float32[B, S, S, 3].
     """
-    batch, size = tf.shape(images)[0], images.shape[1]
-    area, stretch, top, left, coin = tf.unstack(tf.random.stateless_uniform((5, batch), seed))
+    return crop(images, random_boxes(tf.shape(images)[0], seed=seed))
+
+
+def random_boxes(count: int | tf.Tensor, *, seed: tuple[int, int] | tf.Tensor) -> tf.Tensor:
+    """Which part of each image to see.
+
+    Args:
+        count: B; more images get no other boxes for the first of them.
+        seed: two integers; the same seed gives the same boxes.
+
+    Returns:
+        float32[B, 4]: top, left, bottom and right, from 0 to 1. A box whose left edge is right of its right
+        edge is read backwards, hence mirrored.
+    """
+    area, stretch, top, left, coin = tf.unstack(tf.random.stateless_uniform((count, 5), seed), axis=1)
     area = _SMALLEST_AREA + (1 - _SMALLEST_AREA) * area
     aspect = tf.exp((2 * stretch - 1) * _LARGEST_STRETCH)
     height, width = tf.minimum(tf.sqrt(area / aspect), 1.0), tf.minimum(tf.sqrt(area * aspect), 1.0)
     top, left = top * (1 - height), left * (1 - width)
     bottom, right = top + height, left + width
     is_mirrored = coin < 0.5
-    # A box whose left edge is right of its right edge is read backwards, hence mirrored.
-    boxes = tf.stack(
+    return tf.stack(
         [top, tf.where(is_mirrored, right, left), bottom, tf.where(is_mirrored, left, right)], axis=1
     )
-    return tf.image.crop_and_resize(images, boxes, tf.range(batch), (size, size))
+
+
+def crop(images: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+    """[B, S, S, 3] and float32[B, 4], see `random_boxes` -> float32[B, S, S, 3]."""
+    size = images.shape[1]
+    return tf.image.crop_and_resize(images, boxes, tf.range(tf.shape(images)[0]), (size, size))

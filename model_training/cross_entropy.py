@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import PADDING
-from model_training.augmentation import random_crops
+from model_training.augmentation import crop, random_boxes
 from model_training.config import TrainConfig
 from model_training.data_processing import TrainBatch, batches_per_epoch, train_batches
-from model_training.distribution import Replicas
+from model_training.distribution import Replicas, own_rows
 from model_training.optimization import Optimizer, OptimizerConfig
 
 # Training data sets have five captions an image; more are drawn from, fewer are repeated.
@@ -100,9 +100,9 @@ class CrossEntropyStage:
             return tf.cast(inputs, tf.float32)
         pixels = tf.cast(inputs, tf.float32)
         if self._config.augment:
-            pixels = random_crops(pixels, seed=seed)
+            pixels = crop(pixels, own_rows(lambda rows: random_boxes(rows, seed=seed), pixels))
         else:
-            coins = tf.random.stateless_uniform((tf.shape(pixels)[0], 1, 1, 1), seed)
+            coins = own_rows(lambda rows: tf.random.stateless_uniform((rows, 1, 1, 1), seed), pixels)
             pixels = tf.where(coins < 0.5, pixels, pixels[:, :, ::-1])
         return self._model.extract_features(pixels)
 

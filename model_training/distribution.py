@@ -1,21 +1,38 @@
-"""The same step on one device or on several, each with a share of the batch."""
+"""The same step on one device or on several, each with a share of the batch.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+Devices may be the GPUs of one machine, or those of several workers: processes, mostly on machines of their
+own, that run the same program in lockstep. One of them is the chief, who alone writes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ParamSpec
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+# Any large prime: apart from each other, seeds have nothing to do with each other.
+_APART = 1_000_003
+
+_P = ParamSpec("_P")
+
 
 def default_strategy() -> tf.distribute.Strategy:
-    """All GPUs of this machine, or what TensorFlow takes by itself where there is no more than one.
+    """The workers that TF_CONFIG names; else all GPUs of this machine; else what TensorFlow takes by itself.
 
-    Within a strategy's scope, it is that one.
+    Within a strategy's scope, it is that one. Workers have to find each other before TensorFlow computes
+    anything, so this comes first.
     """
-    if tf.distribute.has_strategy() or len(tf.config.list_logical_devices("GPU")) < 2:
+    if tf.distribute.has_strategy():
         return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy()
+    cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().as_dict()
+    if sum(map(len, cluster.values())) > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
 
 
 class Replicas:
@@ -28,6 +45,33 @@ class Replicas:
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy = strategy
         self.count: int = strategy.num_replicas_in_sync
+        self.is_chief = _is_chief(strategy)
+        self._sum = self.compile(tf.reduce_sum)
+
+    def on_chief(self, write: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Calls what one worker has to do for all: everything that others can see."""
+        if self.is_chief:
+            write(*args, **kwargs)
+
+    def from_chief(self, number: float) -> float:
+        """The number that the chief has; each worker waits for all the others."""
+        if self.count == 1:
+            return number
+        # The chief has the first replica; the rows of the others are what is added to fill up the batch.
+        return float(self._sum(*self.split([np.array([number])])))
+
+    def wait(self) -> None:
+        """Waits until every worker is here."""
+        self.from_chief(0.0)
+
+    @contextmanager
+    def chief_first(self) -> Iterator[None]:
+        """Within it, workers other than the chief begin when the chief is done."""
+        if not self.is_chief:
+            self.wait()
+        yield
+        if self.is_chief:
+            self.wait()
 
     def split(self, batch: Sequence[np.ndarray]) -> list[Any]:
         """Gives each replica its share of each array of a batch, in the order of the replicas.
@@ -82,6 +126,45 @@ def sum_over_replicas(values: list[tf.Tensor]) -> list[tf.Tensor]:
     """Within a step: the sum over all replicas, which each of them gets."""
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)  # type: ignore[no-any-return]
+
+
+def own_rows(draw: Callable[[tf.Tensor], tf.Tensor], share: tf.Tensor) -> tf.Tensor:
+    """Within a step: the random numbers of this replica's rows, those that one device would give them.
+
+    Args:
+        draw: takes the number of rows of the whole batch and gives [rows, ...]. TensorFlow draws row after
+            row, so that the rows which `Replicas.split` adds at the end change nothing.
+        share: [rows of this replica, ...].
+    """
+    context = tf.distribute.get_replica_context()
+    rows = tf.shape(share)[0]
+    start = rows * context.replica_id_in_sync_group
+    return draw(rows * context.num_replicas_in_sync)[start : start + rows]
+
+
+def vary_dropout(model: keras.Model) -> None:
+    """Lets each replica of a network drop other units.
+
+    Keras hands the same seed to all of them, and then the first rows of all shares would lose the same units.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
+            layer.seed_generator.next = partial(_next_seed, layer.seed_generator)
+
+
+def _next_seed(generator: keras.random.SeedGenerator, ordered: bool = True) -> tf.Tensor:
+    seed = type(generator).next(generator, ordered)
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return seed + tf.cast(tf.stack([replica * _APART, 0]), seed.dtype)
+
+
+def _is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the first replica is here."""
+    workers = strategy.cluster_resolver
+    if workers is None or workers.task_type is None:
+        return True
+    first = "chief" if "chief" in workers.cluster_spec().jobs else "worker"
+    return bool((workers.task_type, workers.task_id) == (first, 0))
 
 
 def variables_of(*owners: keras.Model | keras.optimizers.Optimizer) -> list[keras.Variable]:

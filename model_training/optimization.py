@@ -84,7 +84,7 @@ class Optimizer:
     @property
     def steps(self) -> int:
         """Steps taken."""
-        return int(self._parts[0][0].iterations)
+        return int(self._parts[0][0].iterations.numpy())
 
     def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> None:
         """One step, within `Replicas.compile`.
@@ -110,15 +110,13 @@ class Optimizer:
         Args:
             targets: of another network of the same shape, in the order of `variables`.
         """
-        start = 0
-        for optimizer, count in self._parts:
-            stop = start + count
-            if self._config.ema_momentum > 0:
-                optimizer.finalize_variable_values(list(targets[start:stop]))
-            else:
-                for target, variable in zip(targets[start:stop], self.variables[start:stop], strict=True):
-                    target.assign(variable)
-            start = stop
+        latest = self.variables
+        if self._config.ema_momentum > 0:
+            # Keras has no other way to them but one that overwrites weights, and only the optimizer's own.
+            averages = [optimizer._model_variables_moving_average for optimizer in self.optimizers]
+            latest = [average for of_part in averages for average in of_part]
+        for target, variable in zip(targets, latest, strict=True):
+            target.assign(variable.numpy())
 
 
 def _adamw(

@@ -17,7 +17,7 @@ from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import END, PADDING, START, Tokenizer
 from model_training.config import TrainConfig
 from model_training.data_processing import ImageArrays, batches_per_epoch
-from model_training.distribution import Replicas
+from model_training.distribution import Replicas, own_rows
 from model_training.metrics import CiderD, tokenize
 from model_training.optimization import Optimizer, OptimizerConfig
 
@@ -137,15 +137,7 @@ class SelfCriticalStage:
 
     def _draw_on_replica(self, features: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         encoded = self._model.encode(tf.cast(features, tf.float32))
-        # Replicas draw different numbers for their shares.
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return draw_captions(
-            self._model,
-            encoded,
-            self._config.scst_samples,
-            self._length,
-            seed + tf.stack([replica * 1_000_003, 0]),
-        )
+        return draw_captions(self._model, encoded, self._config.scst_samples, self._length, seed)
 
     def _step_of_replica(
         self, features: tf.Tensor, token_ids: tf.Tensor, advantages: tf.Tensor, count: tf.Tensor
@@ -182,6 +174,7 @@ def draw_captions(
         tf.one_hot([[0]], length, on_value=START, off_value=PADDING, dtype=tf.int32), (batch, samples, 1)
     )
     is_done = tf.zeros((batch, samples), tf.bool)
+    numbers = own_rows(lambda rows: tf.random.stateless_uniform((rows, samples, length), seed), encoded)
 
     def is_running(
         position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, caches: Caches
@@ -193,12 +186,27 @@ def draw_captions(
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Caches]:
         logits, caches = decoder.step(token_ids, position, caches)
         logits = tf.cast(logits, tf.float32) + decoder.forbidden
-        flat = tf.reshape(logits, (-1, model.config.vocabulary_size))
-        drawn = tf.random.stateless_categorical(flat, 1, seed + tf.stack([0, position * 1_000_003]), tf.int32)
-        token = tf.where(is_done, PADDING, tf.reshape(drawn, (batch, samples)))
+        token = tf.where(is_done, PADDING, _pick(logits, numbers[:, :, position]))
         is_next = tf.range(length) == position + 1
         token_ids = tf.where(is_next, token[:, :, None], token_ids)
         return position + 1, token_ids, is_done | (token == END), caches
 
     start = (tf.constant(0), token_ids, is_done, decoder.start(samples, length))
     return tf.while_loop(is_running, advance, start)[1]
+
+
+def _pick(logits: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """The token at which the probabilities add up to a number.
+
+    Unlike `tf.random.stateless_categorical` it picks the same whatever the number of threads and of rows.
+
+    Args:
+        logits: float32[B, N, V].
+        numbers: float32[B, N], from 0 to less than 1.
+
+    Returns:
+        int32[B, N].
+    """
+    sums = tf.cumsum(tf.nn.softmax(logits), axis=-1)
+    # Their last is 1 but for rounding.
+    return tf.searchsorted(sums, numbers[:, :, None] * sums[:, :, -1:], side="right")[:, :, 0]

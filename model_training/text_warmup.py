@@ -17,7 +17,7 @@ from batchcap.captioner.tokenizer import PADDING, Tokenizer
 from model_training.config import TrainConfig
 from model_training.cross_entropy import sums
 from model_training.data_processing import alike_batches, padded_length
-from model_training.distribution import Replicas
+from model_training.distribution import Replicas, own_rows
 from model_training.optimization import Optimizer, OptimizerConfig
 
 # Of a caption's words, the share that is shown, and how many at most.
@@ -134,7 +134,12 @@ class TextStage:
         """int32[B, W] -> [B, W, D], in place of an image's vectors; zeros (and noise) for padding."""
         vectors = self._norm(self._model.token_embedding(shown))
         vectors *= tf.cast(shown != PADDING, vectors.dtype)[:, :, None]
-        return vectors + _NOISE * tf.random.stateless_normal(tf.shape(vectors), seed, dtype=vectors.dtype)
+
+        def draw(rows: tf.Tensor) -> tf.Tensor:
+            shape = tf.concat([[rows], tf.shape(vectors)[1:]], 0)
+            return tf.random.stateless_normal(shape, seed, dtype=vectors.dtype)
+
+        return vectors + _NOISE * own_rows(draw, vectors)
 
 
 def _frequent(token_ids: np.ndarray, vocabulary_size: int) -> np.ndarray:

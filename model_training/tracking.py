@@ -244,6 +244,19 @@ class Tracker:
         write_run_file(self._config.artifact_dir / name, data)
 
 
+class SilentTracker(Tracker):
+    """Keeps no record, for those workers of a cluster that are not its chief."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def log_epoch(self, scores: Mapping[str, float | str]) -> None:
+        """Forgets the scores."""
+
+    def log_samples(self, epoch: int, samples: Sequence[Sample]) -> None:
+        """Forgets the samples."""
+
+
 def write_run_file(path: Path, content: bytes) -> None:
     """Writes a file of a run, whole or not at all; its folder is made.
 

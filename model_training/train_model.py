@@ -5,7 +5,7 @@ Options have the names of the original system, with underscores; dashes work as 
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -183,10 +183,9 @@ def train_model(
             implied |= dict.fromkeys(_DROPOUTS, dropout)
         given = {name for name in context.params if _is_given(context, name)}
         config = _to_config({**context.params, **{k: v for k, v in implied.items() if k not in given}})
-        # Importing TensorFlow takes seconds, which `--help` and a wrong option should not.
-        from model_training.training import train
-
-        print(f"the model is in {train(config, report=_report)}")
+        # A program that takes the same options, as jobs/train.py, says what to do with them.
+        train: Callable[[TrainConfig], Path] = context.obj or _train
+        print(f"the model is in {train(config)}")
     except KeyboardInterrupt:
         print("train_model: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -226,6 +225,13 @@ def _to_config(options: Mapping[str, Any]) -> TrainConfig:
         raise UsageError(str(error)) from error
     of_run = {field.name: options[field.name] for field in fields(TrainConfig) if field.name in options}
     return TrainConfig(**of_run, captioner=captioner)
+
+
+def _train(config: TrainConfig) -> Path:
+    # Importing TensorFlow takes seconds, which `--help` and a wrong option should not.
+    from model_training.training import train
+
+    return train(config, report=_report)
 
 
 def _report(line: str) -> None:

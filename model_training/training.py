@@ -1,4 +1,7 @@
-"""One training run, from its options to the bundle: data, network, then stage by stage, epoch by epoch."""
+"""One training run, from its options to the bundle: data, network, then stage by stage, epoch by epoch.
+
+On a cluster every worker runs all of it in lockstep; see `Replicas`.
+"""
 
 import dataclasses
 import math
@@ -30,7 +33,7 @@ from model_training.data_processing import (
     prefetch,
 )
 from model_training.datasets import CaptionedImage
-from model_training.distribution import Replicas, default_strategy, variables_of
+from model_training.distribution import Replicas, default_strategy, variables_of, vary_dropout
 from model_training.fine_tuning import freeze
 from model_training.ingredients import check_beams, check_options, check_shape, make_tokenizer, read_data
 from model_training.judge import Judge
@@ -41,7 +44,7 @@ from model_training.run_folder import DEV_NAMES, check_folder, clear_folder
 from model_training.samples import Sample
 from model_training.self_critical import SelfCriticalStage
 from model_training.text_warmup import TextStage
-from model_training.tracking import Tracker, TrackerState, check_wandb, write_run_file
+from model_training.tracking import SilentTracker, Tracker, TrackerState, check_wandb, write_run_file
 
 # Dev images whose captions are shown after every epoch.
 _SAMPLES = 8
@@ -110,21 +113,29 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> Path:
         report: takes a line for people now and then.
 
     Returns:
-        The folder of the bundle.
+        The folder of the bundle, which only the chief of several workers writes into.
 
     Raises:
         UsageError: options that make no sense together.
         TrainingError: data or options can't work, or the loss is no longer finite.
     """
+    # First: workers have to find each other before TensorFlow computes anything.
+    replicas = Replicas(default_strategy())
+
+    def say(line: str) -> None:
+        replicas.on_chief(report, line)
+
     check_options(config)
     check_wandb(config)
     check_folder(config)
     position, resumed = _read_state(config)
     if position.finished:
-        report(f"the run in {config.artifact_dir} is finished")
+        say(f"the run in {config.artifact_dir} is finished")
         return config.artifact_dir
+    # Every worker has looked at the folder before the chief writes into it.
+    replicas.wait()
     with _precision(config.mixed_precision):
-        _Run(config, report, position, resumed).train()
+        _Run(config, replicas, say, position, resumed).train()
     return config.artifact_dir
 
 
@@ -155,6 +166,7 @@ class _Run:
 
     Args:
         config: its options.
+        replicas: where it computes.
         report: takes a line for people now and then.
         position: where it stands.
         resumed: its record so far; None for one that begins.
@@ -163,11 +175,13 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
+        replicas: Replicas,
         report: Callable[[str], None],
         position: Position,
         resumed: TrackerState | None,
     ) -> None:
         self.config = config
+        self.replicas = replicas
         self.report = report
         self.position = position
         self.resumed = resumed
@@ -181,7 +195,6 @@ class _Run:
             check_shape(initial, config)
             self.tokenizer, shape = initial.tokenizer, config.captioner
         check_beams(self.tokenizer, config)
-        self.replicas = Replicas(default_strategy())
         with self.replicas.strategy.scope():
             self.model = CaptionModel(shape)
             if initial is None:
@@ -189,6 +202,7 @@ class _Run:
             else:
                 assign_weights(self.model, initial.weights())
             freeze(self.model.backbone, config.train_cnn)
+            vary_dropout(self.model)
         # In single precision and on one device, as bundles are: what is judged and written.
         self.judged = _build_single(shape)
         _copy_weights(self.model, self.judged)
@@ -196,7 +210,7 @@ class _Run:
     def train(self) -> None:
         """Trains, or goes on training, until the last stage is done."""
         config, resumed = self.config, self.resumed
-        self.tracker = Tracker(
+        self.tracker = (Tracker if self.replicas.is_chief else SilentTracker)(
             config,
             details={"parameters": self.model.count_params()},
             resumed=resumed,
@@ -205,7 +219,7 @@ class _Run:
         # Before the CNN runs over all images: tracking that can't start should say so at once.
         with self.tracker:
             if resumed is None:
-                clear_folder(config.artifact_dir)
+                self.replicas.on_chief(clear_folder, config.artifact_dir)
             stages = self._prepare()
             if config.init is not None and resumed is None:
                 # What the stages have to be better than.
@@ -221,6 +235,8 @@ class _Run:
             self.position.finished = True
             self._save([])
             self.tracker.finish(config.artifact_dir)
+            # For no worker the run is over before its bundle is there.
+            self.replicas.wait()
 
     def _prepare(self) -> list[Callable[[], Stage]]:
         """Reads the images; the stages of the run, each to be built when the one before it is done."""
@@ -230,7 +246,7 @@ class _Run:
         generation = GenerationConfig(config.num_beams, config.length_penalty)
         self.judge = Judge(self.judged, tokenizer, generation, dev_set)
         names = "".join(f"{image.name}\n" for image in self.dataset.dev)
-        write_run_file(config.artifact_dir / DEV_NAMES, names.encode())
+        replicas.on_chief(write_run_file, config.artifact_dir / DEV_NAMES, names.encode())
 
         def text() -> Stage:
             texts = [*self.texts, *(caption for image in self.dataset.train for caption in image.captions)]
@@ -241,7 +257,9 @@ class _Run:
             return CrossEntropyStage(self.model, config, train_set.views, token_ids, replicas)
 
         def self_critical() -> Stage:
-            # From the best epoch on, which need not be the last; its CNN stays as it is.
+            # From the best epoch on, which need not be the last; its CNN stays as it is. The chief may still
+            # be writing it.
+            replicas.wait()
             best = Bundle.open(config.artifact_dir).weights()
             assign_weights(self.model, best)
             assign_weights(self.judged, best)
@@ -257,7 +275,8 @@ class _Run:
         return [stage for stage, is_wanted in wanted.items() if is_wanted]
 
     def _load_pixels(self, images: Sequence[CaptionedImage]) -> ImageArrays:
-        pixels = load_pixels(images, self.config.data, self.model.config.image, self.config.cache_dir)
+        with self.replicas.chief_first():
+            pixels = load_pixels(images, self.config.data, self.model.config.image, self.config.cache_dir)
         for name, reason in pixels.failed:
             self.report(f"left out {name}: {reason}")
         return pixels
@@ -268,7 +287,8 @@ class _Run:
 
     def _features(self, pixels: ImageArrays, *, is_dev: bool = False) -> ImageArrays:
         views = AUGMENTED_VIEWS if self.config.augment and not is_dev else PLAIN_VIEWS
-        return load_features(self.judged, pixels, self.config.cache_dir, views=views)
+        with self.replicas.chief_first():
+            return load_features(self.judged, pixels, self.config.cache_dir, views=views)
 
     def _train_stage(self, stage: Stage) -> None:
         position = self.position
@@ -333,8 +353,10 @@ class _Run:
         position = self.position
         captions = self.judge.captions()
         found = self.judge.score(captions)
-        if found["dev_cider_d"] > position.best_cider:
-            position.best_cider, position.stale_epochs = found["dev_cider_d"], 0
+        # Rounding may differ on other machines, and all have to take the same epoch.
+        cider = self.replicas.from_chief(found["dev_cider_d"])
+        if cider > position.best_cider:
+            position.best_cider, position.stale_epochs = cider, 0
             self._write_bundle({**scores, **found})
         else:
             position.stale_epochs += 1
@@ -347,7 +369,8 @@ class _Run:
 
     def _write_bundle(self, scores: Mapping[str, float | str]) -> None:
         model = self.judged
-        write_bundle(
+        self.replicas.on_chief(
+            write_bundle,
             self.config.artifact_dir,
             name=self.config.artifact_dir.resolve().name,
             config=model.config,
@@ -368,7 +391,7 @@ class _Run:
             "run": dataclasses.asdict(self.position),
             "tracker": dataclasses.asdict(self.tracker.state()),
         }
-        save_checkpoint(self.config.artifact_dir, position, variables)
+        self.replicas.on_chief(save_checkpoint, self.config.artifact_dir, position, variables)
 
 
 def _build_single(shape: CaptionerConfig) -> CaptionModel:
