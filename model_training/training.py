@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from batchcap.captioner.bundle import Bundle, write_bundle
+from batchcap.captioner.bundle import Bundle, as_stored, write_bundle
 from batchcap.captioner.captioner import assign_weights
 from batchcap.captioner.config import CaptionerConfig, GenerationConfig
 from batchcap.captioner.model import CaptionModel
@@ -199,6 +199,8 @@ class _Run:
             self.model = CaptionModel(shape)
             if initial is None:
                 load_backbone_weights(self.model.backbone, shape.backbone, config.backbone_weights)
+                if config.train_cnn == "none":
+                    _round_as_stored(self.model.backbone)
             else:
                 assign_weights(self.model, initial.weights())
             freeze(self.model.backbone, config.train_cnn)
@@ -397,6 +399,16 @@ class _Run:
 def _build_single(shape: CaptionerConfig) -> CaptionModel:
     with _precision(mixed=False):
         return CaptionModel(shape)
+
+
+def _round_as_stored(backbone: keras.Model) -> None:
+    """Rounds a CNN that stays as it is to what bundles keep of it.
+
+    So the rest of the network is trained on the very features that the bundle will have, and a run that
+    starts from the bundle finds them in the cache.
+    """
+    for weight in backbone.weights:
+        weight.assign(as_stored(weight.numpy(), half_precision=True))
 
 
 def _copy_weights(source: CaptionModel, target: CaptionModel) -> None:

@@ -175,6 +175,19 @@ class Bundle:
         return digest.hexdigest()
 
 
+def as_stored(weight: np.ndarray, *, half_precision: bool) -> np.ndarray:
+    """A weight as a bundle keeps it.
+
+    Args:
+        weight: float32[...].
+        half_precision: matrices become float16. Vectors stay float32: the variances of batch norm can be
+            too small for a half.
+    """
+    dtype = np.float16 if half_precision and weight.ndim > 1 else np.float32
+    # Not ascontiguousarray, which makes a vector of a number: EfficientNet's normalization has one.
+    return np.asarray(weight, dtype, order="C")
+
+
 def write_bundle(
     path: Path,
     *,
@@ -205,8 +218,7 @@ def write_bundle(
         calibration: for the confidence, if there is one; an older one goes, for it fits other weights.
         metrics: scores, for people.
         model_card: Markdown.
-        half_precision: store matrices as float16. Vectors stay float32: the variances of batch norm
-            can be too small for a half.
+        half_precision: see `as_stored`.
 
     Raises:
         BundleError: the folder can't be written, or it holds something that is no bundle, or a bundle that
@@ -215,11 +227,7 @@ def write_bundle(
     if path.exists() and not may_be_replaced(path):
         raise BundleError(f"{path} holds something that is no model; choose another folder")
     replaces = holds_bundle_of(path, config, tokenizer)
-    # Not ascontiguousarray, which makes a vector of a number: EfficientNet's normalization has one.
-    stored = {
-        key: np.asarray(weight, np.float16 if half_precision and weight.ndim > 1 else np.float32, order="C")
-        for key, weight in weights.items()
-    }
+    stored = {key: as_stored(weight, half_precision=half_precision) for key, weight in weights.items()}
     described = {"format_version": FORMAT_VERSION, "name": name, "config": dataclasses.asdict(config)}
     contents = {
         CONFIG: to_json(described),
