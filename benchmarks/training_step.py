@@ -231,7 +231,7 @@ def make_measures(
 
     plain_step = compile_plain_step(model)
     rows = (
-        np.repeat(one_batch.inputs, CAPTIONS_PER_IMAGE, axis=0).astype(np.float32),
+        np.repeat(one_batch.inputs[:, 0], CAPTIONS_PER_IMAGE, axis=0).astype(np.float32),
         pad(one_batch.token_ids.reshape(-1, one_batch.token_ids.shape[-1]), bundle.config.sequence_length),
     )
 
@@ -305,7 +305,7 @@ def make_batch(config: CaptionerConfig, feature_shape: tuple[int, int], batch_si
     """Random captions of random features, padded to `_STEP_TOKENS` and one more, which is predicted only."""
     rng = np.random.default_rng(0)
     count = captions_per_step(batch_size) // CAPTIONS_PER_IMAGE
-    inputs = rng.random((count, *feature_shape), np.float32).astype(np.float16)
+    inputs = rng.random((count, 1, *feature_shape), np.float32).astype(np.float16)
     length = min(_STEP_TOKENS + 1, config.sequence_length)
     token_ids = rng.integers(END + 1, config.vocabulary_size, (count, CAPTIONS_PER_IMAGE, length), np.int32)
     token_ids[..., 0] = START

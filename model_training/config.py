@@ -52,6 +52,8 @@ class TrainConfig:
         ema_momentum: weights are judged and kept as their exponential moving average over the steps, with
             this share of the old average at each; 0 takes them as they are.
         label_smoothing: probability spread over the whole vocabulary in the targets.
+        consistency: weight of the agreement between two passes over each batch in cross-entropy, with other
+            views and other dropout; 0 makes one pass.
         min_count: words seen less often are unknown words.
         patience: stop after so many epochs without a better CIDEr-D; 0 never stops early.
         mixed_precision: compute in bfloat16, keep weights in float32.
@@ -92,6 +94,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_momentum: float = 0.0
     label_smoothing: float = 0.0
+    consistency: float = 0.0
     min_count: int = 1
     patience: int = 5
     mixed_precision: bool = False

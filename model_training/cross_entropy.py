@@ -1,6 +1,11 @@
-"""The main stage: predict each next word of what people wrote."""
+"""The main stage: predict each next word of what people wrote.
+
+With `consistency`, every batch makes two passes, which see other views of the images and drop other units,
+and which are to predict the same: R-Drop (Liang et al., https://arxiv.org/abs/2106.14448).
+"""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -63,6 +68,7 @@ class CrossEntropyStage:
             batch_size=self._config.batch_size,
             captions_per_image=CAPTIONS_PER_IMAGE,
             rng=rng,
+            views_per_image=2 if self._config.consistency else 1,
             skip=skip,
         )
 
@@ -85,13 +91,22 @@ class CrossEntropyStage:
     def _step_of_replica(
         self, inputs: tf.Tensor, token_ids: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
+        views = inputs.shape[1]
+        rows = tf.reshape(inputs, (-1, *inputs.shape[2:]))  # the views of an image follow each other
         with tf.GradientTape() as tape:
-            encoded = self._model.encode(self._see(inputs, seed), training=True)
-            loss, correct = sums(
-                self._model, encoded, token_ids, label_smoothing=self._config.label_smoothing, training=True
+            found = sums(
+                self._model,
+                self._model.encode(self._see(rows, seed), training=True),
+                tf.repeat(token_ids, views, axis=0),
+                label_smoothing=self._config.label_smoothing,
+                training=True,
             )
-            mean_loss = loss / count
-        self.optimizer.apply(tape.gradient(mean_loss, self.optimizer.variables))
+            loss, correct = found.loss / views, found.correct / views
+            objective = loss
+            if self._config.consistency:
+                objective += self._config.consistency * disagreement(found.logits, found.is_token)
+            mean = objective / count
+        self.optimizer.apply(tape.gradient(mean, self.optimizer.variables))
         return loss, correct
 
     def _see(self, inputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -107,6 +122,22 @@ class CrossEntropyStage:
         return self._model.extract_features(pixels)
 
 
+class Sums(NamedTuple):
+    """Sums over the tokens after start and before padding, and what they are of.
+
+    Args:
+        loss: float32[].
+        correct: float32[], predictions that are right.
+        logits: float32[B, N, T - 1, V].
+        is_token: float32[B, N, T - 1], 0 for padding.
+    """
+
+    loss: tf.Tensor
+    correct: tf.Tensor
+    logits: tf.Tensor
+    is_token: tf.Tensor
+
+
 def sums(
     model: CaptionModel,
     encoded: tf.Tensor,
@@ -114,8 +145,8 @@ def sums(
     *,
     label_smoothing: float,
     training: bool,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Loss and right predictions, summed over the tokens after start and before padding.
+) -> Sums:
+    """Loss and right predictions.
 
     Args:
         model: the network.
@@ -123,9 +154,6 @@ def sums(
         token_ids: int32[B, N, T].
         label_smoothing: see `smoothed_cross_entropy`.
         training: whether dropout is on.
-
-    Returns:
-        float32[] and float32[].
     """
     inputs, targets = token_ids[:, :, :-1], token_ids[:, :, 1:]
     is_token = tf.cast(targets != PADDING, tf.float32)
@@ -133,7 +161,23 @@ def sums(
     logits = tf.cast(model.decode(inputs, encoded, training=training), tf.float32)
     losses = smoothed_cross_entropy(targets, logits, label_smoothing)
     is_correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == targets, tf.float32)
-    return tf.reduce_sum(losses * is_token), tf.reduce_sum(is_correct * is_token)
+    return Sums(tf.reduce_sum(losses * is_token), tf.reduce_sum(is_correct * is_token), logits, is_token)
+
+
+def disagreement(logits: tf.Tensor, is_token: tf.Tensor) -> tf.Tensor:
+    """How much two passes differ: half the sum of both Kullback-Leibler divergences, added up over tokens.
+
+    Args:
+        logits: float32[2 B, N, T, V], the two passes of an image one after the other.
+        is_token: float32[2 B, N, T], 0 for padding.
+
+    Returns:
+        float32[].
+    """
+    log_probs = tf.nn.log_softmax(logits)
+    one, other = log_probs[::2], log_probs[1::2]
+    divergences = 0.5 * tf.reduce_sum((tf.exp(one) - tf.exp(other)) * (one - other), -1)
+    return tf.reduce_sum(divergences * is_token[::2])
 
 
 def smoothed_cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:

@@ -60,7 +60,7 @@ class TrainBatch:
     """What one training step takes.
 
     Args:
-        inputs: uint8[B, image_size, image_size, 3] or float16[B, P, C].
+        inputs: uint8[B, W, image_size, image_size, 3] or float16[B, W, P, C], W views of each image.
         token_ids: int32[B, N, T], start, words, end, padding.
     """
 
@@ -255,12 +255,13 @@ def train_batches(
     batch_size: int,
     captions_per_image: int,
     rng: np.random.Generator,
+    views_per_image: int = 1,
     skip: int = 0,
 ) -> Iterator[TrainBatch]:
     """One epoch: every image once, with all its captions, so that it is encoded once for all of them.
 
-    Images whose longest captions are alike share a batch, which keeps padding short. Each image is shown in
-    one of its views, drawn anew each epoch.
+    Images whose longest captions are alike share a batch, which keeps padding short. In which of its views
+    an image is shown is drawn anew each epoch.
 
     Args:
         views: [images, V, ...], see `ImageArrays`.
@@ -268,17 +269,18 @@ def train_batches(
         batch_size: captions in a batch, rounded down to whole images (one at least).
         captions_per_image: N; an image with fewer repeats some, one with more has N of them drawn.
         rng: decides order, views and repeats; the same generator gives the same epoch.
+        views_per_image: W; the same view may be drawn twice.
         skip: leave out so many batches of the beginning.
     """
     chosen = np.stack([ids[_draw(len(ids), captions_per_image, rng)] for ids in token_ids])  # images, N, S
     lengths = (chosen != PADDING).sum(-1).max(-1)
-    view = rng.integers(0, views.shape[1], len(chosen))
+    view = rng.integers(0, views.shape[1], (len(chosen), views_per_image))
     images_per_batch = _images_per_batch(batch_size, captions_per_image)
     batches = alike_batches(lengths, images_per_batch, rng)
     for rows in batches[skip:]:
         rows = np.sort(rows)
         length = padded_length(lengths[rows].max(), chosen.shape[-1])
-        yield TrainBatch(views[rows, view[rows]], chosen[rows, :, :length])
+        yield TrainBatch(views[rows[:, None], view[rows]], chosen[rows, :, :length])
 
 
 def alike_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -44,7 +44,8 @@ class Judge:
 
         def lose(inputs: tf.Tensor, token_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             encoded = model.encode(features_of(inputs))
-            return sums(model, encoded, token_ids, label_smoothing=0.0, training=False)
+            found = sums(model, encoded, token_ids, label_smoothing=0.0, training=False)
+            return found.loss, found.correct
 
         self._caption = tf.function(caption, reduce_retracing=True)
         self._lose = tf.function(lose, reduce_retracing=True)

@@ -119,16 +119,16 @@ class TextStage:
         self, token_ids: tf.Tensor, shown: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            loss, correct = sums(
+            found = sums(
                 self._model,
                 self._show(shown, seed),
                 token_ids[:, None],  # one caption an image
                 label_smoothing=self._config.label_smoothing,
                 training=True,
             )
-            mean_loss = loss / count
+            mean_loss = found.loss / count
         self.optimizer.apply(tape.gradient(mean_loss, self.optimizer.variables))
-        return loss, correct
+        return found.loss, found.correct
 
     def _show(self, shown: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """int32[B, W] -> [B, W, D], in place of an image's vectors; zeros (and noise) for padding."""

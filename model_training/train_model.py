@@ -136,6 +136,9 @@ def train_model(
     label_smoothing: Annotated[
         float, _option("label_smoothing", "Spread over all words.", _REGULARIZATION, min=0.0, max=0.9)
     ] = 0.0,
+    consistency: Annotated[
+        float, _option("consistency", "Two passes that are to agree (R-Drop).", _REGULARIZATION, min=0.0)
+    ] = 0.0,
     ema_momentum: Annotated[
         float, _option("ema_momentum", "Average weights over steps.", _REGULARIZATION, min=0.0, max=0.99999)
     ] = 0.0,

@@ -202,7 +202,7 @@ def batches_of(features: ImageArrays, seed: int) -> list[tuple[np.ndarray, np.nd
         captions_per_image=2,
         rng=np.random.default_rng(seed),
     )
-    return [(batch.inputs, batch.token_ids) for batch in batches]
+    return [(batch.inputs[:, 0], batch.token_ids) for batch in batches]
 
 
 def test_an_epoch_has_every_image_once_with_captions_of_its_own(features: ImageArrays) -> None:
@@ -231,6 +231,23 @@ def test_an_epoch_has_as_many_batches_as_planned(count: int, batch_size: int) ->
     )
     planned = batches_per_epoch(count, batch_size=batch_size, captions_per_image=5)
     assert len(list(batches)) == planned
+
+
+def test_two_views_of_an_image_are_drawn_apart(features: ImageArrays) -> None:
+    token_ids = [np.array([[1, 2, 3]], np.int32)] * 17
+    batches = train_batches(
+        features.views,
+        token_ids,
+        batch_size=6,
+        captions_per_image=2,
+        rng=np.random.default_rng(0),
+        views_per_image=2,
+    )
+    drawn = np.concatenate([batch.inputs for batch in batches])[..., 0, 0]  # images, views
+    assert (abs(drawn[:, 0]) == abs(drawn[:, 1])).all()
+    assert sorted(abs(drawn[:, 0])) == list(range(17))
+    is_same = drawn[:, 0] == drawn[:, 1]
+    assert is_same.any() and not is_same[1:].all()
 
 
 def test_batches_are_padded_to_few_lengths_and_lose_no_token(features: ImageArrays) -> None:

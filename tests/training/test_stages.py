@@ -13,7 +13,12 @@ from batchcap.captioner.config import CaptionerConfig
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import END, PADDING, START, UNKNOWN, Tokenizer
 from model_training.config import TrainConfig
-from model_training.cross_entropy import CAPTIONS_PER_IMAGE, CrossEntropyStage, smoothed_cross_entropy
+from model_training.cross_entropy import (
+    CAPTIONS_PER_IMAGE,
+    CrossEntropyStage,
+    disagreement,
+    smoothed_cross_entropy,
+)
 from model_training.data_processing import ImageArrays, encode_captions
 from model_training.datasets import CaptionedImage
 from model_training.distribution import Replicas
@@ -230,3 +235,34 @@ def test_smoothed_cross_entropy_is_its_definition() -> None:
     wanted = 0.9 * np.eye(7)[targets] + 0.1 / 7
     expected = -(wanted * log_probs).sum(-1)
     np.testing.assert_allclose(smoothed_cross_entropy(tf.constant(targets), logits, 0.1), expected, rtol=1e-5)
+
+
+def test_disagreement_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (4, 2, 3, 7)).astype(np.float32)
+    is_token = rng.integers(0, 2, (2, 2, 3)).astype(np.float32).repeat(2, axis=0)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = 0.0
+    for image, caption, position in np.argwhere(is_token[::2]):
+        one, other = probabilities[2 * image : 2 * image + 2, caption, position]
+        expected += (one * np.log(one / other)).sum() / 2 + (other * np.log(other / one)).sum() / 2
+    np.testing.assert_allclose(disagreement(tf.constant(logits), is_token), expected, rtol=1e-4)
+
+
+def test_two_passes_come_to_agree(model: CaptionModel, config: TrainConfig, arrays: ImageArrays) -> None:
+    noise = np.random.default_rng(1).normal(0, 1, arrays.views.shape)
+    noisy = replace(arrays, views=(arrays.views + noise).astype(np.float16))
+    config = replace(config, consistency=100.0, batch_size=40, epochs=8)
+    stage = cross_entropy(model, config, noisy)
+    (batch,) = stage.batches(np.random.default_rng(0))
+    assert batch.inputs.shape[:2] == (8, 2)
+
+    def disagree() -> float:
+        rows = tf.cast(batch.inputs.reshape(-1, *batch.inputs.shape[2:]), tf.float32)
+        token_ids = np.repeat(batch.token_ids, 2, axis=0)
+        logits = model.decode(token_ids[:, :, :-1], model.encode(rows))
+        return float(disagreement(logits, (token_ids[:, :, 1:] != PADDING).astype(np.float32)))
+
+    before = disagree()
+    run_epochs(stage, 8)
+    assert disagree() < 0.5 * before
