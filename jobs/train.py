@@ -66,9 +66,18 @@ def fit(config: TrainConfig, own: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_workers", "--num-workers", type=int, default=1)
-    parser.add_argument("--use_gpu", "--use-gpu", action="store_true")
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [OPTIONS] [OPTIONS of train_model]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--num_workers", "--num-workers", type=int, default=1, help="processes that train")
+    parser.add_argument("--use_gpu", "--use-gpu", action="store_true", help="give each a GPU")
     parser.add_argument("--address", help="of the cluster; auto for the one that this machine belongs to")
     own, others = parser.parse_known_args()
-    typer.main.get_command(app)(others or ["--help"], obj=partial(fit, own=own))
+    if not others or {"-h", "--help"} & set(others):
+        parser.print_help()
+        others = ["--help"]
+    typer.main.get_command(app)(others, obj=partial(fit, own=own))

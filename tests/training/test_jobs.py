@@ -57,3 +57,11 @@ def test_what_can_not_work_is_said_so(
     if status == 1:
         assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_help_has_the_options_of_the_job_and_of_training() -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert "--num_workers" in done.stdout
+    assert "--captions" in done.stdout
