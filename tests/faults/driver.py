@@ -103,6 +103,8 @@ def main() -> None:
             kill_at(argument)
         case "signal":
             number = signal.Signals[argument]
+            # Tests that a shell runs in the background inherit that SIGINT is ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             around(Run, "commit", after=lambda *args: os.kill(os.getpid(), number))
         case "watch":
             watch(argument)
