@@ -99,7 +99,8 @@ def main(
             num_beams=1,
         )
         seconds = run_rounds(
-            config, lambda model, stage: make_measures(config, bundle, model, stage, original_steps)
+            config,
+            lambda model, stage: make_measures(config, bundle, train_images, model, stage, original_steps),
         )
     print(
         json.dumps(
@@ -216,11 +217,15 @@ def compare(
 
 
 def make_measures(
-    config: TrainConfig, bundle: Bundle, model: CaptionModel, stage: CrossEntropyStage, original_steps: int
+    config: TrainConfig,
+    bundle: Bundle,
+    images: Sequence[CaptionedImage],
+    model: CaptionModel,
+    stage: CrossEntropyStage,
+    original_steps: int,
 ) -> Measures:
     """All that is measured beside the epochs of a run, with its network and its stage, warmed up."""
     spec = bundle.config.image
-    images = read_dataset(config.captions, train_split=config.train_split, dev_split=config.dev_split).train
 
     def features_from_nothing() -> None:
         with tempfile.TemporaryDirectory() as empty:

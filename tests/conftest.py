@@ -41,22 +41,25 @@ WORDS = [
 ]
 
 
+# A network with every part of the real one, as small as it gets.
+TINY = CaptionerConfig(
+    backbone="efficientnet_lite0",
+    image=ImageSpec(64),
+    vocabulary_size=len(WORDS) + 4,
+    sequence_length=10,
+    embed_dim=8,
+    ff_dim=12,
+    enc_heads=2,
+    dec_heads=2,
+    enc_layers=1,
+    dec_layers=2,
+    key_dim=4,
+)
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> CaptionerConfig:
-    """A network with every part of the real one, as small as it gets."""
-    return CaptionerConfig(
-        backbone="efficientnet_lite0",
-        image=ImageSpec(64),
-        vocabulary_size=len(WORDS) + 4,
-        sequence_length=10,
-        embed_dim=8,
-        ff_dim=12,
-        enc_heads=2,
-        dec_heads=2,
-        enc_layers=1,
-        dec_layers=2,
-        key_dim=4,
-    )
+    return TINY
 
 
 @pytest.fixture(scope="session")

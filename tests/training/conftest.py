@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 
 
+def keep_wandb_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Makes a folder where W&B is to keep everything."""
+    folder.mkdir()
+    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        patch.setenv(variable, str(folder))
+
+
 @pytest.fixture
 def wandb_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where W&B keeps everything in a test; its process and its threads end with the test."""
     path = tmp_path / "wandb"
-    path.mkdir()
-    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
-        monkeypatch.setenv(variable, str(path))
+    keep_wandb_in(path, monkeypatch)
     monkeypatch.setenv("WANDB_SILENT", "true")
     yield path
     if "wandb" in sys.modules:

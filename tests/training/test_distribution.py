@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ import pytest
 import tensorflow as tf
 
 from batchcap.captioner.captioner import assign_weights
-from batchcap.captioner.config import CaptionerConfig
-from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import Tokenizer
 from model_training import train_model
@@ -30,23 +29,12 @@ from model_training.distribution import Replicas, own_rows, variables_of, vary_d
 from model_training.fine_tuning import freeze
 from model_training.self_critical import SelfCriticalStage
 from model_training.text_warmup import TextStage
-from tests.conftest import WORDS, DataSet
+from tests.conftest import TINY, WORDS, DataSet
 from tests.training.test_resume import history_of, weights_of
 from tests.training.test_training import SHAPE, train
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("a dog runs on grass", "two people on the beach", "a red ball")
-SHAPE_OF_DEVICES = CaptionerConfig(
-    backbone="efficientnet_lite0",
-    image=ImageSpec(64),
-    vocabulary_size=len(WORDS) + 4,
-    sequence_length=10,
-    embed_dim=8,
-    ff_dim=12,
-    enc_heads=2,
-    dec_heads=2,
-    key_dim=4,
-)
 # Five images and three texts in one batch: they can't be shared evenly.
 CONFIG = TrainConfig(
     Path("unused"),
@@ -74,7 +62,7 @@ def on_devices(folder: Path) -> None:
     for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
         replicas = Replicas(strategy)
         with strategy.scope():
-            model = CaptionModel(SHAPE_OF_DEVICES)
+            model = CaptionModel(replace(TINY, dec_layers=1))
             freeze(model.backbone, "none")
             vary_dropout(model)
         initial = initial or {name: weight.numpy() for name, weight in model.weights_by_name().items()}

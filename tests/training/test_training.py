@@ -18,6 +18,7 @@ from batchcap.errors import TrainingError
 from model_training import evaluate, pretrained, tracking, train_model, training
 from model_training.cross_entropy import CrossEntropyStage
 from tests.conftest import COLOURS, DataSet
+from tests.training.conftest import keep_wandb_in
 
 SHAPE = {
     "backbone": "efficientnet_lite0",
@@ -73,13 +74,6 @@ def trained(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tupl
         # One image a batch makes many steps of few epochs; to judge and draw an epoch takes longer.
         output = train(data_set, path, **options, batch_size=5, wandb="disabled")
     return path, output
-
-
-def keep_wandb_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Makes a folder where W&B is to keep everything."""
-    folder.mkdir()
-    for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
-        patch.setenv(variable, str(folder))
 
 
 def test_the_loss_falls_and_the_bundle_captions(data_set: DataSet, trained: tuple[Path, str]) -> None:
@@ -316,9 +310,6 @@ def test_wandb_disabled_leaves_nothing(trained: tuple[Path, str]) -> None:
     assert not any(path.with_name("wandb").iterdir())
 
 
-def test_wandb_offline_leaves_a_run(
-    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keep_wandb_in(tmp_path / "wandb", monkeypatch)
+def test_wandb_offline_leaves_a_run(data_set: DataSet, tmp_path: Path, wandb_dir: Path) -> None:
     train(data_set, tmp_path / "run", epochs=1, wandb="offline", limit=3)
-    assert any((tmp_path / "wandb").rglob("*.wandb"))
+    assert any(wandb_dir.rglob("*.wandb"))
