@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from batchcap.catalog import Catalog
     from batchcap.collection import resolve_sources, scan
     from batchcap.errors import BatchcapError
-    from batchcap.pipeline import IndexOptions, RunReport, index_collection
+    from batchcap.pipeline import index_collection
+    from batchcap.run_options import IndexOptions
+    from batchcap.run_report import RunReport
 
 __version__ = "0.1.0"
 
@@ -59,8 +61,8 @@ _MODULES = {
     "Catalog": "batchcap.catalog",
     "GenerationConfig": "batchcap.captioner.config",
     "ImageSpec": "batchcap.captioner.images",
-    "IndexOptions": "batchcap.pipeline",
-    "RunReport": "batchcap.pipeline",
+    "IndexOptions": "batchcap.run_options",
+    "RunReport": "batchcap.run_report",
     "Tokenizer": "batchcap.captioner.tokenizer",
     "decode_image": "batchcap.captioner.images",
     "index_collection": "batchcap.pipeline",

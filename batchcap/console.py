@@ -2,19 +2,35 @@
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from batchcap.balance import StageTimes
 from batchcap.catalog import QuarantinedFile, SearchHit, Status
-from batchcap.pipeline import Progress, RunReport
+from batchcap.preview import Preview
+from batchcap.rebuild import RebuildReport
+from batchcap.run_report import Progress, RunReport
+from batchcap.verify import Verification
 
+# Between two lines of `ProgressLines`.
+_LINE_INTERVAL_S = 30.0
 # What would break a line, move the cursor, or can't be encoded.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -64,6 +80,61 @@ class ProgressBar(Progress):
         )
 
 
+class ProgressLines(ProgressBar):
+    """A progress bar where stderr is a terminal; else a line now and then, for who reads the log of a job.
+
+    Args:
+        clock: seconds that only go up.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._done = self._first = 0
+        self._began_at = self._printed_at = 0.0
+
+    def advance(self, files: int, quarantined: int) -> None:
+        super().advance(files, quarantined)
+        now = self._clock()
+        if not self._done:
+            # When the first come, the start-up is over: from here on counts the time.
+            self._first = files
+            self._began_at = self._printed_at = now
+        self._done += files
+        if sys.stderr.isatty() or now - self._printed_at < _LINE_INTERVAL_S:
+            return
+        self._printed_at = now
+        rate = (self._done - self._first) / (now - self._began_at)
+        bad = f", {self._quarantined:,} quarantined" if self._quarantined else ""
+        print(
+            f"{self._done:,} of {self._planned:,} files, {rate:.1f} images/s{bad}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@contextmanager
+def counting_rows(doing: str) -> Iterator[Callable[[int], None]]:
+    """Shows on stderr how many rows are done; silent where stderr is no terminal.
+
+    Args:
+        doing: what is done with them.
+
+    Yields:
+        What is to be told of each number of rows.
+    """
+    with RichProgress(
+        TextColumn(doing),
+        TextColumn("{task.completed:,.0f} rows"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda rows: bar.advance(task, rows)
+
+
 def summary(report: RunReport) -> str:
     """What a run did, in a few lines."""
     done = [f"{report.captioned:,} captioned"]
@@ -73,15 +144,60 @@ def summary(report: RunReport) -> str:
         done.append(f"{report.known:,} moved, copied or touched")
     done.append(f"{report.unchanged:,} unchanged")
     lines = [", ".join(done) + f", {report.total_s:.1f} s"]
+    if report.stages is not None and report.stages.elapsed_s:
+        lines.append(_stages(report.stages))
     if report.quarantined:
         lines.append(f"{_reasons(report.quarantined)} in quarantine: see batchcap status --quarantine")
     if report.still_quarantined:
         lines.append(f"{report.still_quarantined:,} in quarantine from earlier, not tried again")
     if report.stale:
         lines.append(f"{report.stale:,} captioned by another model: --recaption does them again")
+    if report.vanished:
+        moved = f", {report.moved:,} of them moved" if report.moved else ""
+        lines.append(f"{report.vanished:,} vanished{moved}")
     if report.skipped:
         lines.append(f"skipped: {_reasons(report.skipped)}")
     return "\n".join(lines)
+
+
+def preview_summary(preview: Preview) -> str:
+    """What a run would do, in a few lines."""
+    first = f"{preview.to_caption:,} to caption"
+    if preview.estimate_s is not None:
+        first += f" (about {timedelta(seconds=round(preview.estimate_s))} at the pace of the latest run)"
+    lines = [
+        f"{first}, {preview.maybe_known:,} to hash first: moved or copied?",
+        f"of these {preview.new:,} new, {preview.changed:,} changed; {preview.unchanged:,} unchanged",
+    ]
+    if preview.quarantined:
+        lines.append(f"{preview.quarantined:,} in quarantine, not to be tried again")
+    if preview.stale:
+        lines.append(f"{preview.stale:,} captioned by another model")
+    if preview.vanished:
+        lines.append(f"{preview.vanished:,} of {preview.known:,} known files are gone")
+    if preview.skipped:
+        lines.append(f"skipped: {_reasons(preview.skipped)}")
+    return "\n".join(lines)
+
+
+def _stages(stages: StageTimes) -> str:
+    """Which stage binds, and how much of the time each was busy."""
+    shares, resources = stages.shares, stages.resources
+    loaders = _count(resources.loaders, "loader")
+    workers = _count(resources.caption_workers, "network")
+    threads = _count(resources.threads_per_worker, "thread")
+    gpus = f" on {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker != 1 else " on a GPU"
+    each = gpus if resources.gpus_per_worker else f" with {threads}"
+    if resources.caption_workers > 1:
+        each += " each"
+    return (
+        f"{stages.binds} binds: {loaders} busy {shares['loading']:.0%}, {workers}{each} busy "
+        f"{shares['captioning']:.0%}, committing {shares['committing']:.0%} of the time"
+    )
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def print_hits(hits: Sequence[SearchHit]) -> None:
@@ -91,7 +207,7 @@ def print_hits(hits: Sequence[SearchHit]) -> None:
             print(f"{on_one_line(hit.uri)}\t{on_one_line(hit.caption)}")
         return
     console = Console()
-    for hit in hits:
+    for hit in map(SearchHit.snippet, hits):
         caption = Text(hit.caption)
         for start, end in hit.spans:
             caption.stylize("bold green", start, end)
@@ -135,6 +251,34 @@ def print_status(status: Status) -> None:
 def print_quarantine(files: Sequence[QuarantinedFile]) -> None:
     """The bad files, with what is wrong with each."""
     print_rows(["reason", "uri", "detail"], [(file.reason, file.uri, file.detail) for file in files])
+
+
+def print_verification(found: Verification) -> None:
+    """What was compared, and a line for each disagreement."""
+    print(f"{_count(found.parts, 'Parquet file')} compared, {_count(found.rows, 'row')} equal")
+    if found.pending_parts or found.unsealed_rows:
+        print(
+            f"not yet in Parquet: {_count(found.pending_parts, 'file')} to be written, "
+            f"{_count(found.unsealed_rows, 'row')} in none; the next run writes them"
+        )
+    if found.findings:
+        print_rows(
+            ["finding", "where", "what"],
+            [(finding.kind.value, finding.subject, finding.detail) for finding in found.findings],
+        )
+    hidden = sum(found.counts.values()) - len(found.findings)
+    if hidden:
+        print(f"and {hidden:,} more of these kinds")
+
+
+def print_rebuild(report: RebuildReport) -> None:
+    """What a catalog was made of, and where the old one is."""
+    print(f"made again from {_count(report.parts, 'Parquet file')} with {_count(report.rows, 'row')}")
+    if report.aside is not None:
+        print(f"the old catalog is {on_one_line(report.aside)} now")
+    for path in report.damaged:
+        print(f"left out, for it is damaged: {on_one_line(path)}; what it held will be captioned again")
+    print("the next `batchcap index` reads each file once, to see that it is what was captioned")
 
 
 def print_error(message: str) -> None:

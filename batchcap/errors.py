@@ -10,9 +10,16 @@
     ├── BundleError               "bundle": a model that is missing, damaged or of a newer format
     ├── TrainingError             "training": training data or options that can't work
     ├── PipelineError             "pipeline": a run that stopped before its end
+    ├── ClusterError              "cluster": a Ray cluster that can't be reached, or isn't as a run needs it
     ├── StoreError                "store": a folder of Parquet parts that can't be used or written
+    │   └── PartDamagedError      "part_damaged": a Parquet part that can't be read any more
+    ├── ExchangeError             "exchange": captions that can't be exported or imported
+    ├── VerificationError         "verification": catalog and Parquet parts disagree
     └── CatalogError              "catalog": a catalog that can't be opened, read or written
+        ├── NoCatalogError        "catalog" too: there is none to read
+        ├── CatalogUnavailableError   "catalog_unavailable": it can't be reached now, but perhaps in a minute
         ├── CatalogBusyError      "catalog_busy": another run holds it
+        ├── CatalogDamagedError   "catalog_damaged": it can't be read any more
         ├── CatalogVersionError   "catalog_version": older or newer than this batchcap
         └── QueryError            "query": SQL that is refused or wrong
 
@@ -100,10 +107,34 @@ class PipelineError(BatchcapError):
     code = "pipeline"
 
 
+class ClusterError(BatchcapError):
+    """A Ray cluster can't be reached, or isn't as a run needs it."""
+
+    code = "cluster"
+
+
 class StoreError(BatchcapError):
     """The folder of Parquet parts can't be used or written."""
 
     code = "store"
+
+
+class PartDamagedError(StoreError):
+    """A Parquet part can't be read any more."""
+
+    code = "part_damaged"
+
+
+class ExchangeError(BatchcapError):
+    """Captions can't be exported or imported."""
+
+    code = "exchange"
+
+
+class VerificationError(BatchcapError):
+    """Catalog and Parquet parts disagree."""
+
+    code = "verification"
 
 
 class CatalogError(BatchcapError):
@@ -112,10 +143,26 @@ class CatalogError(BatchcapError):
     code = "catalog"
 
 
+class NoCatalogError(CatalogError):
+    """There is no catalog to read."""
+
+
+class CatalogUnavailableError(CatalogError):
+    """The catalog can't be written or read now; the same may work in a minute."""
+
+    code = "catalog_unavailable"
+
+
 class CatalogBusyError(CatalogError):
     """Another run holds the catalog."""
 
     code = "catalog_busy"
+
+
+class CatalogDamagedError(CatalogError):
+    """The catalog can't be read any more: what is in the file is no database, or a damaged one."""
+
+    code = "catalog_damaged"
 
 
 class CatalogVersionError(CatalogError):

@@ -1,15 +1,18 @@
 """Locations -> pixels, in a process that may crash or hang without taking anything else along."""
 
+import mmap
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
 
 from batchcap.captioner.images import ImageSpec
-from batchcap.decoder_child import LoadedFile
+from batchcap.decoder_child import MAX_FILES, LoadedFile, from_message, shared_bytes, shared_pixels
 from batchcap.errors import PipelineError, Reason
 
 DEFAULT_DECODE_TIMEOUT_S = 60.0
@@ -20,8 +23,9 @@ _START_CHILD = "from batchcap.decoder_child import main; main()"
 class ImageLoader:
     """Loads files in a child process that is killed and replaced when it crashes or takes too long.
 
-    A batch goes to the child at once. If the child dies or is late, the batch goes again file by file, and
-    the culprit alone fails.
+    A batch goes to the child at once, and the child answers file by file. If it dies or is late, the file
+    that it was at is tried once more, in a new child that no other file can have harmed; if that fails too,
+    this file alone has failed.
 
     Args:
         spec: the pictures that the model takes.
@@ -32,6 +36,7 @@ class ImageLoader:
         self._spec = spec
         self._decode_timeout_s = decode_timeout_s
         self._child: _Child | None = None
+        self._is_stopped = False
 
     def __enter__(self) -> Self:
         return self
@@ -48,63 +53,102 @@ class ImageLoader:
         # Ray drops its workers without a word to them.
         self.close()
 
-    def load(self, paths: Sequence[str | bytes]) -> list[LoadedFile]:
+    def load(self, locations: Sequence[str | bytes]) -> list[LoadedFile]:
         """Reads and decodes files.
 
         Args:
-            paths: of local files.
+            locations: uris of files, or paths of local ones.
 
         Returns:
             What became of each, in their order; never an exception for a bad file.
+
+        Raises:
+            PipelineError: it was stopped.
         """
-        if not paths:
-            return []
-        try:
-            return self._request(paths)
-        except (EOFError, OSError, TimeoutError) as error:
-            if len(paths) > 1:
-                return [loaded for path in paths for loaded in self.load([path])]
-            if isinstance(error, TimeoutError):
-                detail = f"reading and decoding it took more than {self._decode_timeout_s:g} s"
-                return [LoadedFile(reason=Reason.TIMEOUT, detail=detail)]
-            return [LoadedFile(reason=Reason.WORKER_CRASH, detail="decoding it crashed the decoder")]
+        starts = range(0, len(locations), MAX_FILES)
+        return [loaded for start in starts for loaded in self._load(locations[start : start + MAX_FILES])]
 
     def close(self) -> None:
-        """Ends the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        """Ends the child; one that is needed again is started again."""
+        self._end_child()
 
-    def _request(self, paths: Sequence[str | bytes]) -> list[LoadedFile]:
-        """Sends one request; without a good answer in time the child is killed and the error raised."""
-        if self._child is None:
-            self._child = _Child(self._spec)
-        connection = self._child.connection
-        try:
-            connection.send(list(paths))
-            # The whole batch gets the time of one file: files are fast, and a slow batch is tried one by one.
-            if not connection.poll(self._decode_timeout_s):
-                raise TimeoutError
-            loaded: list[LoadedFile] = connection.recv()
-        except BaseException:
-            self.close()
-            raise
+    def stop(self) -> None:
+        """Ends the child for good; another thread may do it while this one loads files."""
+        self._is_stopped = True
+        self._end_child()
+
+    def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+
+    def _load(self, locations: Sequence[str | bytes]) -> list[LoadedFile]:
+        """Loads at most `MAX_FILES` files."""
+        loaded: list[LoadedFile] = []
+        is_second_try = False
+        while len(loaded) < len(locations):
+            found, failure = self._request(locations[len(loaded) :])
+            loaded += found
+            if failure is not None and is_second_try and not found:
+                loaded.append(failure)
+                failure = None
+            is_second_try = failure is not None
         return loaded
+
+    def _request(self, locations: Sequence[str | bytes]) -> tuple[list[LoadedFile], LoadedFile | None]:
+        """Sends one request.
+
+        Returns:
+            What was answered, and what is wrong with the file after the last answer, unless all is well: then
+            the child is gone.
+        """
+        child = self._child
+        if child is None and not self._is_stopped:
+            child = self._child = _Child(self._spec)
+        # Asked again: the one who stops it may have come while the child started.
+        if child is None or self._is_stopped:
+            self._end_child()
+            raise PipelineError("loading was stopped")
+        found: list[LoadedFile] = []
+        try:
+            child.connection.send(list(locations))
+            while len(found) < len(locations):
+                if not child.connection.poll(self._decode_timeout_s):
+                    raise TimeoutError
+                found.append(child.take(row=len(found)))
+        except TimeoutError:
+            self._end_child()
+            detail = f"reading and decoding it took more than {self._decode_timeout_s:g} s"
+            return found, LoadedFile(reason=Reason.TIMEOUT, detail=detail)
+        except (EOFError, OSError):
+            self._end_child()
+            return found, LoadedFile(reason=Reason.WORKER_CRASH, detail="decoding it crashed the decoder")
+        except BaseException:
+            self._end_child()
+            raise
+        return found, None
 
 
 class _Child:
-    """A running decoder process and the connection to it."""
+    """A running decoder process, the connection to it, and the memory in which it leaves pixels.
+
+    Each has a memory of its own: what one that is to be killed may still write meets nobody.
+    """
 
     def __init__(self, spec: ImageSpec) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
+        memory_fd = _anonymous_file()
         try:
+            os.ftruncate(memory_fd, shared_bytes(spec))
+            self.pixels = shared_pixels(mmap.mmap(memory_fd, shared_bytes(spec)), spec)
             with theirs:
+                descriptors = [theirs.fileno(), memory_fd]
                 self._process = subprocess.Popen(
                     # Not `-m`: classes that the child sends must not be of its `__main__`.
-                    [sys.executable, "-c", _START_CHILD, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
+                    [sys.executable, "-c", _START_CHILD, *map(str, descriptors)],
+                    pass_fds=descriptors,
                     stdin=subprocess.DEVNULL,
                     # The C libraries write warnings about damaged files there.
                     stdout=subprocess.DEVNULL,
@@ -118,10 +162,25 @@ class _Child:
             # Not the fault of any picture: without this, every one of them would be quarantined.
             self.kill()
             raise PipelineError("the process that decodes pictures can't be started") from error
+        finally:
+            os.close(memory_fd)  # both have it mapped
+
+    def take(self, row: int) -> LoadedFile:
+        """The next answer."""
+        return from_message(self.connection.recv(), self.pixels[row])
 
     def kill(self) -> None:
         """Ends the process; it may be dead already, or not even started."""
-        self.connection.close()
+        # First, for its end wakes a thread that waits for its answer.
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        self.connection.close()
+
+
+def _anonymous_file() -> int:
+    """The descriptor of a file without a name; in memory where the system can do that."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("pixels")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

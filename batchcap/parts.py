@@ -7,30 +7,36 @@ A store is a folder::
 
 The catalog says what a part holds before it is written (`Catalog.assign_part`), and is told when it is on
 disk (`Catalog.finish_part`). A run that dies in between leaves a pending part; the next run writes it
-again, the same rows under the same name. A part appears whole or not at all, and is never overwritten.
+again, the same rows under the same name. A part appears whole or not at all, and is never overwritten, but
+by what is left of it when `forget` has taken rows out (`Catalog.forget`): then the same, with one renaming.
 """
 
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchcap.errors import StoreError
+from batchcap.errors import PartDamagedError, StoreError
+from batchcap.publishing import PREFIX, publish, replace, sync_folder, temporary
 
 if TYPE_CHECKING:
-    from batchcap.catalog import Catalog, PartInfo, Run
+    from batchcap.catalog import Catalog, PartInfo, PartRow, Run
 
-SCHEMA_VERSION = 1
+# What stands in a store's stamp.
+_STORE_FORMAT = 1
+SCHEMA_VERSION = 2
 
-# The fields are those of `catalog.PartRow`, in its order.
+# The fields are those of `catalog.PartRow`, in its order. New ones come last, may be NULL, and are named in
+# `_ADDED_FIELDS`: who reads parts of several versions finds the older columns in all of them.
 PART_SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -50,13 +56,22 @@ PART_SCHEMA = pa.schema(
         pa.field("content_hash", pa.string(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("captioned_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("camera", pa.string()),
+        # Degrees, north and east positive.
+        pa.field("latitude", pa.float64()),
+        pa.field("longitude", pa.float64()),
     ],
     metadata={"batchcap.schema_version": str(SCHEMA_VERSION)},
 )
+# What parts of version 1 do not have. The catalog may learn it later (`catalog.images`), and parts never.
+_ADDED_FIELDS = ("camera", "latitude", "longitude")
+_SCHEMAS = {
+    "1": pa.schema([field for field in PART_SCHEMA if field.name not in _ADDED_FIELDS]),
+    "2": PART_SCHEMA,
+}
 
-_TEMPORARY = ".tmp-"
-# What file systems answer that have no hard links.
-_NO_LINKS = frozenset((errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK))
+# Rows that are read from a part at a time.
+_BATCH_ROWS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +85,11 @@ class Store:
     def captions(self) -> Path:
         """The folder of the parts."""
         return self.path / "captions"
+
+    @property
+    def stamp(self) -> Path:
+        """The file that says which catalog the store belongs to."""
+        return self.path / "store.json"
 
 
 def open_store(path: str | os.PathLike[str], catalog_uuid: str) -> Store:
@@ -85,25 +105,37 @@ def open_store(path: str | os.PathLike[str], catalog_uuid: str) -> Store:
     if "://" in os.fspath(path):
         raise StoreError(f"a remote store isn't supported yet: {os.fspath(path)}; name a local folder")
     store = Store(Path(path).expanduser().absolute(), catalog_uuid)
-    stamp = store.path / "store.json"
+    stamp = store.stamp
     with _storage_errors(store.path):
         store.captions.mkdir(parents=True, exist_ok=True)
         if not stamp.exists():
-            content = json.dumps({"format": SCHEMA_VERSION, "catalog": catalog_uuid}) + "\n"
-            temporary = stamp.with_name(f"{_TEMPORARY}{os.getpid()}-{stamp.name}")
+            content = json.dumps({"format": _STORE_FORMAT, "catalog": catalog_uuid}) + "\n"
+            written = temporary(stamp)
             try:
-                temporary.write_text(content, encoding="utf-8")
+                written.write_text(content, encoding="utf-8")
                 # Another process may be faster; the check below tells whose store it is then.
-                _publish(temporary, stamp)
+                publish(written, stamp)
             finally:
-                temporary.unlink(missing_ok=True)
+                written.unlink(missing_ok=True)
         owner = _owner(stamp)
     if owner != catalog_uuid:
         raise StoreError(
             f"the store at {store.path} belongs to another catalog ({owner}, not {catalog_uuid}); "
-            "name that catalog, or another store"
+            "name that catalog, or another store; if that catalog is lost, make it again from Parquet: "
+            "batchcap verify --rebuild"
         )
     return store
+
+
+def stamped_owner(path: Path) -> str | None:
+    """The catalog that a store's stamp names; None if there is no stamp. Nothing is made.
+
+    Raises:
+        StoreError: the stamp is damaged, or can't be read.
+    """
+    stamp = Store(path, "").stamp
+    with _storage_errors(stamp):
+        return _owner(stamp) if stamp.exists() else None
 
 
 def seal(catalog: "Catalog", store: Store, run: "Run") -> "list[PartInfo]":
@@ -126,13 +158,15 @@ def seal(catalog: "Catalog", store: Store, run: "Run") -> "list[PartInfo]":
 def seal_pending(catalog: "Catalog", store: Store) -> "list[PartInfo]":
     """Writes the parts that an earlier run named and did not finish; call it at the start of a run.
 
+    So are those of which `Catalog.forget` took rows.
+
     It also removes what such a run had half-written. That is safe only for who holds the catalog.
 
     Raises:
         StoreError: a part can't be written, or is there with other rows.
     """
     with _storage_errors(store.captions):
-        for leftover in store.captions.glob(f"{_TEMPORARY}*"):
+        for leftover in store.captions.glob(f"{PREFIX}*"):
             leftover.unlink(missing_ok=True)
     parts = catalog.pending_parts()
     for part in parts:
@@ -146,8 +180,16 @@ def part_paths(store: Store) -> list[Path]:
         return sorted(store.captions.glob("part-*.parquet"))
 
 
+def all_files(store: Store) -> list[Path]:
+    """Whatever is in the folder of the parts, sorted by name; nothing if there is no such folder."""
+    with _storage_errors(store.captions):
+        return sorted(store.captions.iterdir()) if store.captions.is_dir() else []
+
+
 def read_parts(store: Store) -> pa.Table:
     """All rows of all parts. For what fits in memory; DuckDB and its like read the files as they are.
+
+    What a part of an older version does not have is NULL.
 
     Raises:
         StoreError: a part is damaged, or was written by a newer batchcap.
@@ -156,85 +198,117 @@ def read_parts(store: Store) -> pa.Table:
     return pa.concat_tables(tables) if tables else PART_SCHEMA.empty_table()
 
 
+def read_part(path: Path) -> Iterator[pa.Table]:
+    """The rows of a part in batches, in their order; of an older one with NULL in the columns that it lacks.
+
+    Raises:
+        PartDamagedError: the file is damaged.
+        StoreError: it can't be read, or is no part of batchcap's.
+    """
+    with _storage_errors(path), pq.ParquetFile(path) as file:
+        _require_part(path, file.schema_arrow)
+        for batch in file.iter_batches(_BATCH_ROWS):
+            batch.validate(full=True)  # Arrow reads text that is no UTF-8
+            yield _as_current(pa.Table.from_batches([batch]))
+
+
+def as_table(rows: "Sequence[PartRow]") -> pa.Table:
+    """Rows of the catalog as a part holds them; at least one."""
+    arrays = [
+        pa.array(values, field.type)
+        for values, field in zip(zip(*rows, strict=True), PART_SCHEMA, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=PART_SCHEMA)
+
+
+def as_far_as_known(expected: pa.Table, found: pa.Table) -> pa.Table:
+    """Rows of the catalog without what it has learned of their images after they were put into a part.
+
+    Args:
+        expected: the rows as the catalog has them.
+        found: the rows as the part has them.
+    """
+    if len(expected) != len(found):
+        return expected
+    for name in _ADDED_FIELDS:
+        number = expected.schema.get_field_index(name)
+        values = pc.if_else(found[name].is_null(), None, expected[name])
+        expected = expected.set_column(number, expected.schema.field(number), values)
+    return expected
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    with _storage_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _write(catalog: "Catalog", store: Store, part: "PartInfo") -> None:
     """Writes a part, unless it is there already with the same rows, and tells the catalog."""
     path = store.captions / part.name
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    if not part.row_count:
+        # All that it held was forgotten.
+        with _storage_errors(path):
+            _require_superseded(path, part)
+            path.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        catalog.drop_part(part.name)
+        return
+    written = temporary(path)
     with _storage_errors(path):
         try:
             row_count = 0
-            with pq.ParquetWriter(temporary, PART_SCHEMA, compression="zstd") as writer:
+            with pq.ParquetWriter(written, PART_SCHEMA, compression="zstd") as writer:
                 for rows in catalog.part_rows(part.name):
-                    columns = zip(*rows, strict=True)
-                    arrays = [
-                        pa.array(values, field.type)
-                        for values, field in zip(columns, PART_SCHEMA, strict=True)
-                    ]
-                    writer.write_table(pa.Table.from_arrays(arrays, schema=PART_SCHEMA))
+                    writer.write_table(as_table(rows))
                     row_count += len(rows)
-            if not _publish(temporary, path) and not _read(path).equals(_read(temporary)):
-                raise StoreError(
-                    f"{path} is there already, with other rows than the catalog gave it; "
-                    "move it away, then run again"
-                )
+            if not publish(written, path) and not _read(path).equals(_read(written)):
+                _require_superseded(path, part)
+                replace(written, path)
         finally:
-            temporary.unlink(missing_ok=True)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    catalog.finish_part(part.name, row_count, digest)
+            written.unlink(missing_ok=True)
+    catalog.finish_part(part.name, row_count, sha256_of(path))
 
 
-def _publish(temporary: Path, path: Path) -> bool:
-    """Gives a finished file its name, durably, and never overwrites.
+def _require_superseded(path: Path, part: "PartInfo") -> None:
+    """Refuses to touch a file but the very one that the part replaces.
 
-    Returns:
-        False if the name is taken. The caller removes `temporary`.
+    Raises:
+        StoreError: it is another.
     """
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    published = True
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        published = False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # Without hard links a look must do. Whoever writes here holds the catalog's lock, so nobody
-        # comes between the look and the renaming.
-        published = not path.exists()
-        if published:
-            temporary.rename(path)
-    # Even if it was there: who made it may have died before this.
-    _sync_folder(path.parent)
-    return published
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a new name in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems can't do it for folders, and need not be told.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+    if path.exists() and (part.supersedes is None or sha256_of(path) != part.supersedes):
+        raise StoreError(
+            f"{path} is there already, with other rows than the catalog gave it; move it away, then run again"
+        )
 
 
 def _read(path: Path) -> pa.Table:
     with _storage_errors(path):
         table = pq.read_table(path)
-    version = (table.schema.metadata or {}).get(b"batchcap.schema_version", b"").decode()
-    if version != str(SCHEMA_VERSION):
+    _require_part(path, table.schema)
+    return _as_current(table)
+
+
+def _as_current(table: pa.Table) -> pa.Table:
+    """Rows of a part of any version as `PART_SCHEMA`."""
+    lacking = [field for field in PART_SCHEMA if field.name not in table.schema.names]
+    nothing = [pa.nulls(table.num_rows, field.type) for field in lacking]
+    return pa.Table.from_arrays([*table.columns, *nothing], schema=PART_SCHEMA)
+
+
+def _require_part(path: Path, schema: pa.Schema) -> None:
+    version = (schema.metadata or {}).get(b"batchcap.schema_version", b"").decode(errors="replace")
+    if version not in _SCHEMAS:
         raise StoreError(
-            f"{path} has schema version {version or 'none'}, this batchcap reads {SCHEMA_VERSION}; "
+            f"{path} has schema version {version or 'none'}, this batchcap reads up to {SCHEMA_VERSION}; "
             "install the newest batchcap, or move the file away if it is no part"
         )
-    if not table.schema.equals(PART_SCHEMA):
+    if not schema.equals(_SCHEMAS[version]):
         raise StoreError(f"{path} has other columns than a part of batchcap's; move it away")
-    return table
 
 
 def _owner(stamp: Path) -> str:
@@ -243,8 +317,10 @@ def _owner(stamp: Path) -> str:
         content = json.loads(stamp.read_text(encoding="utf-8"))
         format_version, owner = content["format"], content["catalog"]
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{stamp} is damaged; put a copy of it back") from error
-    if format_version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{stamp} is damaged; put a copy of it back, or remove it if no other catalog can be the store's"
+        ) from error
+    if format_version != _STORE_FORMAT:
         raise StoreError(f"{stamp} has format {format_version}; install the newest batchcap")
     return str(owner)
 
@@ -254,14 +330,21 @@ def _storage_errors(path: Path) -> Iterator[None]:
     """Turns errors of the disk, and of files that are no Parquet, into a StoreError."""
     try:
         yield
-    except pa.ArrowInvalid as error:
-        raise StoreError(
-            f"{path} is damaged: {str(error).splitlines()[0]}; move it away, run again"
-        ) from error
+    except pa.ArrowException as error:
+        raise _damaged(path, error) from error
     except OSError as error:
+        if error.errno is None:  # Arrow's own, of what it has read
+            raise _damaged(path, error) from error
         advice = (
             "free some space, then run again"
             if error.errno in (errno.ENOSPC, errno.EDQUOT)
             else ("check its permissions and the disk")
         )
         raise StoreError(f"can't use {path}: {error.strerror or error}; {advice}") from error
+
+
+def _damaged(path: Path, error: Exception) -> PartDamagedError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return PartDamagedError(
+        f"{path} is damaged: {reason}; put a copy of it back, or move it away and run again"
+    )

@@ -5,104 +5,76 @@
     scan -> Catalog.plan -> LoadImages (Ray, CPU) -> CaptionWorker (Ray, GPU or CPU) -> Run.commit -> seal
 
 Pixels travel between the two Ray stages and never reach the driver, which is this process and the only
-writer of results. A bad file becomes a row with a reason, never an exception.
+writer of results. Few files are captioned without Ray, by the same two stages in this process. A bad file
+becomes a row with a reason, never an exception.
 """
 
-import hashlib
+import math
 import time
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 
 from batchcap import parts
+from batchcap.balance import TIMINGS, StageTimes
 from batchcap.captioner.protocol import CaptionerSource
-from batchcap.catalog import Captioned, Catalog, Failure, ModelInfo, Run, Wave
-from batchcap.collection import FileEntry, resolve_sources, scan, uri_to_path
-from batchcap.errors import PipelineError, Reason, SourceError
-from batchcap.loading import DEFAULT_DECODE_TIMEOUT_S
+from batchcap.catalog import (
+    Captioned,
+    Catalog,
+    Failure,
+    MissingFiles,
+    ModelInfo,
+    Run,
+    UriList,
+    Vanished,
+    Wave,
+)
+from batchcap.collection import (
+    FileEntry,
+    ListFile,
+    Query,
+    is_gone,
+    resolve_sources,
+    scan,
+    whole_folders,
+)
+from batchcap.errors import CatalogUnavailableError, PipelineError, Reason, SourceError
+from batchcap.globs import Selection
+from batchcap.in_process import InProcess
+from batchcap.ray_background import RayStart
+from batchcap.run_options import IndexOptions
+from batchcap.run_report import Progress, RunReport
+from batchcap.stages import files_table
+from batchcap.storage import content_hash
+
+T = TypeVar("T")
 
 _SEAL_ROWS = 50_000
 _SEAL_INTERVAL_S = 600.0
+# A commit costs a wait for the disk, however many rows it has: no more of them than a person would notice.
+_COMMIT_INTERVAL_S = 0.25
 # The storage has failed, not its files, if more than a fifth of the last 1,000 files can't be read.
 _BREAKER_WINDOW = 1000
 _BREAKER_SHARE = 0.2
+# Between attempts at writing to a catalog that can't be reached: a database restarts within a minute.
+_RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+# So few files may always be gone: people delete most of a small folder.
+_VANISH_FREELY = 20
+_STAT_THREADS = 16
 _HASHING_THREADS = 4
-_HASHING_CHUNK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class IndexOptions:
-    """How a collection is indexed.
-
-    Args:
-        batch_size: images that go through the network at once.
-        decode_timeout_s: how long reading and decoding one file may take.
-        retry: reasons of the quarantine whose files are tried again though they have not changed.
-        recaption: whether files whose caption is another model's are captioned again.
-        wave_size: files that are planned at once.
-    """
-
-    batch_size: int = 32
-    decode_timeout_s: float = DEFAULT_DECODE_TIMEOUT_S
-    retry: tuple[Reason, ...] = ()
-    recaption: bool = False
-    wave_size: int = 500_000
-
-
-@dataclass(slots=True)
-class RunReport:
-    """What a run did.
-
-    Args:
-        run_id: None until the run has taken the catalog.
-        captioned: files that got a caption from the model.
-        known: files whose content has a caption already: they were moved, copied or merely touched.
-        unchanged: files that were done already.
-        quarantined: files that this run put into quarantine, by reason.
-        still_quarantined: files that are in quarantine from earlier and were not tried again.
-        stale: files that keep the caption of another model.
-        skipped: names that the scan left out, by reason.
-        timed_files: files that were committed after the first batch, hence without the start-up.
-        captioning_s: seconds in which they were.
-        total_s: seconds of the whole run.
-    """
-
-    run_id: str | None = None
-    captioned: int = 0
-    known: int = 0
-    unchanged: int = 0
-    quarantined: Counter[str] = field(default_factory=Counter)
-    still_quarantined: int = 0
-    stale: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    timed_files: int = 0
-    captioning_s: float = 0.0
-    total_s: float = 0.0
-
-    @property
-    def images_per_s(self) -> float | None:
-        """Files per second between the first and the last commit; None where there was one commit."""
-        return self.timed_files / self.captioning_s if self.captioning_s else None
-
-
-class Progress:
-    """What a run tells whoever watches it; this one ignores it."""
-
-    def plan(self, files: int) -> None:
-        """So many more files are to be looked at."""
-
-    def advance(self, files: int, quarantined: int) -> None:
-        """So many more files are done, and so many of them are in quarantine."""
+# Files that are hashed, or looked for, together.
+_CHUNK = 256
 
 
 def index_collection(
-    sources: Sequence[str],
+    sources: Sequence[str | ListFile | Query],
     catalog: Catalog,
     store: Path,
     captioner: CaptionerSource,
@@ -113,7 +85,7 @@ def index_collection(
     """Captions what is new or changed in a collection.
 
     Args:
-        sources: folders, files and globs.
+        sources: whatever `resolve_sources` takes.
         catalog: opened for writing.
         store: the folder of the Parquet parts; made if need be.
         captioner: what captions.
@@ -129,29 +101,46 @@ def index_collection(
         CatalogBusyError: another run holds the catalog.
         CatalogError, StoreError: catalog or store can't be written.
         PipelineError: the run can't go on. What was committed stays, and the next run goes on from there.
+        ClusterError: the cluster can't be reached, has no room, or its nodes don't see the sources.
     """
-    options = options or IndexOptions()
+    options, progress = options or IndexOptions(), progress or Progress()
     resolved = resolve_sources(sources)
     opened_store = parts.open_store(store, catalog.uuid)
     model = ModelInfo(captioner.fingerprint(), captioner.name, captioner.describe())
     report = RunReport()
     started = time.monotonic()
-    with catalog.run(list(sources), model, _for_the_record(options)) as run:
+    if options.compute.address is not None:
+        from batchcap.ray_cluster import prepare_cluster
+
+        captioner = prepare_cluster(resolved, captioner, model.fingerprint, options)
+    with catalog.run([str(source) for source in sources], model, options.describe()) as run:
         report.run_id = run.id
         parts.seal_pending(catalog, opened_store)
-        waves = catalog.plan(
-            scan(resolved, skipped=report.skipped),
-            model.fingerprint,
-            retry=options.retry,
-            recaption=options.recaption,
-            wave_size=options.wave_size,
-        )
-        indexing = _Indexing(catalog, opened_store, run, captioner, options, report, progress or Progress())
-        for wave in waves:
-            indexing.index_wave(wave)
-        indexing.seal()
-        _require_images(sources, report)
+        selection = Selection.of(options.include, options.exclude)
+        with (
+            RayStart(options) as ray_start,
+            InProcess(captioner, model.fingerprint, options) as in_process,
+            catalog.missing(whole_folders(resolved)) as missing,
+        ):
+            waves = catalog.plan(
+                missing.watch(scan(resolved, skipped=report.skipped, selection=selection)),
+                model.fingerprint,
+                retry=options.retry,
+                recaption=options.recaption,
+                wave_size=options.wave_size,
+                on_todo=ray_start.note_file,
+            )
+            indexing = _Indexing(
+                catalog, opened_store, run, captioner, options, report, progress, ray_start, in_process
+            )
+            for wave in waves:
+                indexing.index_wave(wave)
+            indexing.seal()
+            if not (options.allow_vanish and missing.uris):
+                _require_images(sources, report)
+            indexing.mark_vanished(missing)
     report.total_s = time.monotonic() - started
+    progress.finish(report)
     return report
 
 
@@ -167,6 +156,8 @@ class _Indexing:
         options: IndexOptions,
         report: RunReport,
         progress: Progress,
+        ray_start: RayStart,
+        in_process: InProcess,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -175,10 +166,15 @@ class _Indexing:
         self._options = options
         self._report = report
         self._progress = progress
+        self._ray_start = ray_start
+        self._in_process = in_process
         self._breaker = _Breaker()
         self._sealed_at = time.monotonic()
         self._unsealed = catalog.unsealed_count()
+        # As the first wave that needs Ray is shared out; so are the others, but for a small last one.
+        self._stages: StageTimes | None = None
         self._first_commit_at: float | None = None
+        self._latest_commit_at = -math.inf
 
     def index_wave(self, wave: Wave) -> None:
         """Captions the files of one wave and commits them batch by batch."""
@@ -190,53 +186,130 @@ class _Indexing:
         todo = sorted([*wave.todo, *self._commit_known(wave.maybe_known)], key=lambda entry: entry.uri)
         if not todo:
             return
-        # Ray takes seconds to import and start: only for a run that needs it.
-        from batchcap.ray_runtime import caption_files
+        files = files_table(todo)
+        # A wave is captioned for minutes or hours, and entries are five times as large as their table.
+        todo.clear()
+        wave.todo.clear()
+        wave.maybe_known.clear()
+        if self._ray_start.is_needed:
+            self._caption_by_ray(files)
+        else:
+            self._stages = self._stages or StageTimes(self._in_process.resources(len(files)))
+            with closing(self._in_process.caption_files(files)) as batches:
+                self._commit_all(batches)
 
+    def _caption_by_ray(self, files: pa.Table) -> None:
+        self._in_process.close()
+        self._ray_start.wait()
+        # Ray takes seconds to import: only for a run that needs it.
+        from batchcap.ray_runtime import caption_files, machine_resources
+
+        resources = machine_resources(len(files), self._options)
+        self._stages = self._stages or StageTimes(resources)
         with closing(
-            caption_files(todo, self._captioner, self._run.model.fingerprint, self._options)
+            caption_files(files, self._captioner, self._run.model.fingerprint, self._options, resources)
         ) as batches:
-            for batch in batches:
-                self._commit(batch)
+            self._commit_all(batches)
 
     def seal(self) -> None:
         """Writes what is not yet in Parquet."""
-        parts.seal(self._catalog, self._store, self._run)
+
+        def write() -> None:
+            # An attempt that failed may have left a part.
+            parts.seal_pending(self._catalog, self._store)
+            parts.seal(self._catalog, self._store, self._run)
+
+        _patiently(write)
         self._unsealed = 0
         self._sealed_at = time.monotonic()
+
+    def mark_vanished(self, missing: MissingFiles) -> None:
+        """Marks what is gone, unless it is so much that the storage is more likely to be gone.
+
+        Raises:
+            PipelineError: it is so much.
+        """
+        most = max(_VANISH_FREELY, missing.known // 2)
+
+        def check(vanished: Vanished) -> None:
+            if vanished.lost > most and not self._options.allow_vanish:
+                raise PipelineError(
+                    f"{vanished.lost:,} of {missing.known:,} files are gone: is a disk not there? None was "
+                    "marked as vanished; if they are meant to be gone, run again with --allow-vanish"
+                )
+
+        # The scan may have left out what is there all the same: hidden, excluded, in a folder it can't read.
+        with ThreadPoolExecutor(_STAT_THREADS) as pool, closing(UriList()) as gone:
+            uris = iter(missing.uris)
+            while chunk := list(islice(uris, _CHUNK)):
+                for uri, is_missing in zip(chunk, pool.map(is_gone, chunk), strict=True):
+                    if is_missing:
+                        gone.append(uri)
+            if not gone:
+                return
+            vanished = _patiently(lambda: self._run.vanish(gone, check))
+        self._report.vanished = sum(vanished)
+        self._report.moved = vanished.moved
 
     def _commit_known(self, entries: Sequence[FileEntry]) -> list[FileEntry]:
         """Hashes files that may be moved, copied or merely touched; returns those that need a caption."""
         unknown: list[FileEntry] = []
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            for start in range(0, len(entries), _HASHING_CHUNK):
-                chunk = entries[start : start + _HASHING_CHUNK]
-                hashes = list(pool.map(_hash_file, chunk))
+            for start in range(0, len(entries), _CHUNK):
+                chunk = entries[start : start + _CHUNK]
+                hashes = list(pool.map(self._hash_file, chunk))
                 hashed = [(entry, digest) for entry, digest in zip(chunk, hashes, strict=True) if digest]
                 # A file that can't be read goes on, so that one place decides what is wrong with it.
-                unknown += [entry for entry, digest in zip(chunk, hashes, strict=True) if not digest]
-                to_caption = self._run.commit_known(hashed, recaption=self._options.recaption)
-                unknown += to_caption
+                unread = [entry for entry, digest in zip(chunk, hashes, strict=True) if not digest]
+                to_caption = _patiently(
+                    partial(self._run.commit_known, hashed, recaption=self._options.recaption)
+                )
+                unknown += [*unread, *to_caption]
+                self._ray_start.note_file(len(unread) + len(to_caption))
                 known = len(hashed) - len(to_caption)
                 self._report.known += known
                 self._progress.advance(known, 0)
                 self._seal_if_due(known)
         return unknown
 
-    def _commit(self, batch: pa.Table) -> None:
-        captioned, failures = _rows_of(batch)
-        self._run.commit(captioned, failures)
-        now = time.monotonic()
-        if self._first_commit_at is None:
-            self._first_commit_at = now
-        else:
-            self._report.timed_files += len(captioned) + len(failures)
-            self._report.captioning_s = now - self._first_commit_at
+    def _hash_file(self, entry: FileEntry) -> str | None:
+        return content_hash(entry.uri, self._captioner.image_spec.max_bytes)
+
+    def _commit_all(self, batches: Iterable[pa.Table]) -> None:
+        """Commits batches as they come: the first at once, those that follow closely together."""
+        gathered: list[pa.Table] = []
+        try:
+            for batch in batches:
+                gathered.append(batch)
+                if time.monotonic() - self._latest_commit_at >= _COMMIT_INTERVAL_S:
+                    self._commit(gathered)
+        finally:
+            # Whatever ended the run, what was captioned is kept.
+            if gathered:
+                self._commit(gathered)
+
+    def _commit(self, gathered: list[pa.Table]) -> None:
+        """Commits batches in one transaction; empties the list first, so that nobody tries a second time."""
+        batches = gathered.copy()
+        gathered.clear()
+        started = time.monotonic()
+        captioned, failures = _rows_of(batches)
+        _patiently(lambda: self._run.commit(captioned, failures))
         self._report.captioned += len(captioned)
         self._report.quarantined.update(failure.reason.value for failure in failures)
         self._progress.advance(len(captioned) + len(failures), len(failures))
         self._breaker.check(len(captioned), failures)
         self._seal_if_due(len(captioned))
+        self._latest_commit_at = time.monotonic()
+        if self._first_commit_at is None:
+            self._first_commit_at = self._latest_commit_at
+            return
+        self._report.timed_files += len(captioned) + len(failures)
+        self._report.captioning_s = self._latest_commit_at - self._first_commit_at
+        if self._stages is not None:
+            self._stages.add(batches, self._latest_commit_at - started)
+            self._stages.elapsed_s = self._report.captioning_s
+            self._report.stages = self._stages
 
     def _seal_if_due(self, committed: int) -> None:
         """Seals when enough rows have gathered, the `committed` ones included, or enough time has passed."""
@@ -244,6 +317,22 @@ class _Indexing:
         is_late = time.monotonic() - self._sealed_at > _SEAL_INTERVAL_S
         if is_late or self._unsealed >= _SEAL_ROWS:
             self.seal()
+
+
+def _patiently(write: Callable[[], T]) -> T:
+    """Writes to the catalog, again and again for a minute while it can't be reached.
+
+    What is written twice is there once: a commit whose answer was lost is no harm.
+
+    Raises:
+        CatalogUnavailableError: it still can't.
+    """
+    for delay_s in _RETRY_DELAYS_S:
+        try:
+            return write()
+        except CatalogUnavailableError:
+            time.sleep(delay_s)
+    return write()
 
 
 class _Breaker:
@@ -268,35 +357,20 @@ class _Breaker:
             )
 
 
-def _rows_of(batch: pa.Table) -> tuple[list[Captioned], list[Failure]]:
+def _rows_of(batches: Sequence[pa.Table]) -> tuple[list[Captioned], list[Failure]]:
     captioned, failures = [], []
-    for row in batch.to_pylist():
-        if row["reason"]:
-            failures.append(
-                Failure(
-                    uri=row["uri"],
-                    size_bytes=row["size_bytes"],
-                    mtime_ns=row["mtime_ns"],
-                    etag=row["etag"],
-                    reason=Reason(row["reason"]),
-                    detail=row["detail"],
-                )
-            )
-        else:
-            del row["reason"], row["detail"]
-            captioned.append(Captioned(**row))
+    for batch in batches:
+        for row in batch.drop_columns(list(TIMINGS)).to_pylist():
+            reason, detail = row.pop("reason"), row.pop("detail")
+            if reason:
+                known = {name: row[name] for name in ("uri", "size_bytes", "mtime_ns", "etag")}
+                failures.append(Failure(**known, reason=Reason(reason), detail=detail))
+            else:
+                captioned.append(Captioned(**row))
     return captioned, failures
 
 
-def _hash_file(entry: FileEntry) -> str | None:
-    try:
-        with open(uri_to_path(entry.uri), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
-def _require_images(sources: Sequence[str], report: RunReport) -> None:
+def _require_images(sources: Sequence[str | ListFile | Query], report: RunReport) -> None:
     """A source without a single image is a mistake that a person wants to hear of."""
     seen = (
         report.captioned
@@ -306,8 +380,4 @@ def _require_images(sources: Sequence[str], report: RunReport) -> None:
         + sum(report.quarantined.values())
     )
     if not seen:
-        raise SourceError(f"no image in {', '.join(sources)}")
-
-
-def _for_the_record(options: IndexOptions) -> dict[str, Any]:
-    return {**asdict(options), "retry": [reason.value for reason in options.retry]}
+        raise SourceError(f"no image in {', '.join(map(str, sources))}")

@@ -1,192 +1,89 @@
-"""The Ray side of a run: starting Ray, sharing out the machine, and the two stages that run in its workers.
+"""The Ray side of a run: sharing out the machine or the cluster, and the two stages that run in its workers.
 
 Importing this module imports Ray, which is why `pipeline` does so only when there is something to caption.
 """
 
-import logging
+import copy
 import math
-import os
-import re
-import signal
-import threading
+import sys
+import time
 import warnings
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from contextlib import closing
 
-# Read when Ray is imported or started: no telemetry, no progress bars but our own.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-# Ray's own C++ chatter: whatever stops a run arrives as an exception as well.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Passed on to the workers, which import TensorFlow: no chatter, and not the whole memory of a GPU at once.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+# First: it sets what Ray reads when it is imported.
+from batchcap.ray_start import one_line, start_ray
 
-import numpy as np
+# isort: split
+
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import ray.exceptions
 
+from batchcap.balance import (
+    ComputeOptions,
+    Resources,
+    block_starts,
+    rows_per_block,
+    share_out,
+)
 from batchcap.captioner.protocol import CaptionerSource
-from batchcap.captioner.quiet import quiet_stderr
-from batchcap.collection import FileEntry, uri_to_path
 from batchcap.errors import PipelineError
-from batchcap.loading import ImageLoader
+from batchcap.ray_cluster import alive_nodes, wait_for_room
+from batchcap.run_options import IndexOptions
+from batchcap.stages import CaptionWorker, LoadImages, cut_into_blocks
 
-if TYPE_CHECKING:
-    from batchcap.pipeline import IndexOptions
-
-# Few enough that a kill costs seconds of work, enough that Ray's own cost an image does not show.
-_ROWS_PER_BLOCK = 64
-_OBJECT_STORE_BYTES = 1024**3
 # Without any progress for at least so long, Ray Data gives up instead of waiting for ever; see `_patience_s`.
 _NO_PROGRESS_TIMEOUT_S = 300
-# Where there is no GPU: more threads than this don't make one network faster.
-_THREADS_PER_WORKER = 4
+# Within this time Ray gives up a node that does not answer.
+_NODE_LOSS_TIMEOUT_S = 90.0
 # An actor that died is started again; what it was working on is tried once more, not for ever.
 _MAX_RESTARTS = -1
 _MAX_TASK_RETRIES = 1
 
-_FILE_FIELDS = [
-    pa.field("uri", pa.string()),
-    pa.field("size_bytes", pa.int64()),
-    pa.field("mtime_ns", pa.int64()),
-    pa.field("etag", pa.string()),
-]
-_IMAGE_FIELDS = [
-    pa.field("content_hash", pa.string()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-    pa.field("format", pa.string()),
-    pa.field("taken_at", pa.timestamp("us")),
-    pa.field("reason", pa.string()),
-    pa.field("detail", pa.string()),
-]
-_CAPTION_FIELDS = [
-    pa.field("text", pa.string()),
-    pa.field("log_prob", pa.float64()),
-    pa.field("confidence", pa.float64()),
-    pa.field("token_count", pa.int32()),
-]
-# The last line of a traceback, unless the exception is Ray's wrapping.
-_EXCEPTION_LINE = re.compile(r"(?!ray\.)([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt)): (.+)")
 
-FILE_SCHEMA = pa.schema(_FILE_FIELDS)
-LOADED_SCHEMA = pa.schema([*_FILE_FIELDS, *_IMAGE_FIELDS, pa.field("pixels", pa.binary())])
-CAPTIONED_SCHEMA = pa.schema([*_FILE_FIELDS, *_IMAGE_FIELDS, *_CAPTION_FIELDS])
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """How the machine is shared out.
-
-    Args:
-        caption_workers: processes with a network each.
-        gpus_per_worker: 0 where there is none.
-        threads_per_worker: CPU threads of each network.
-        loaders: processes that read and decode.
-    """
-
-    caption_workers: int
-    gpus_per_worker: int
-    threads_per_worker: int
-    loaders: int
-
-
-def share_out(cpus: int, gpus: int) -> Resources:
-    """One network a GPU, or else one for every few CPUs, and loaders beside them."""
-    if gpus:
-        return Resources(gpus, 1, max(1, cpus // gpus), loaders=max(1, cpus // 2))
-    workers = max(1, cpus // _THREADS_PER_WORKER)
-    return Resources(workers, 0, max(1, cpus // workers), loaders=max(1, cpus // 2))
-
-
-class LoadImages:
-    """The first stage: files -> pixels, or the reason why there are none. Never imports TensorFlow.
-
-    Args:
-        captioner: says which pictures the model takes.
-        decode_timeout_s: how long one file may take.
-    """
-
-    def __init__(self, captioner: CaptionerSource, decode_timeout_s: float) -> None:
-        self._loader = ImageLoader(captioner.image_spec, decode_timeout_s)
-
-    def __call__(self, files: pa.Table) -> pa.Table:
-        """`FILE_SCHEMA` -> `LOADED_SCHEMA`, row by row."""
-        loaded = self._loader.load([uri_to_path(uri) for uri in files["uri"].to_pylist()])
-        images = [file.image for file in loaded]
-        columns = {
-            "content_hash": [file.content_hash for file in loaded],
-            **{
-                name: [image and getattr(image, name) for image in images]
-                for name in ("width", "height", "format", "taken_at")
-            },
-            "reason": [file.reason for file in loaded],
-            # What a decoder says may quote bytes of the file; Arrow takes nothing but valid UTF-8.
-            "detail": [file.detail.encode("utf-8", "backslashreplace").decode() for file in loaded],
-            "pixels": [image and image.pixels.tobytes() for image in images],
-        }
-        arrays = [pa.array(values, LOADED_SCHEMA.field(name).type) for name, values in columns.items()]
-        return pa.Table.from_arrays([*files.columns, *arrays], schema=LOADED_SCHEMA)
-
-
-class CaptionWorker:
-    """The second stage: pixels -> captions. Holds the network.
-
-    Args:
-        captioner: what to load.
-        fingerprint: what its fingerprint was when the run was planned.
-        batch_size: images that go through the network at once.
-        num_threads: CPU threads of the network.
+def machine_resources(files: int, options: IndexOptions) -> Resources:
+    """How the machine, or the cluster, is shared out for so many files; starts Ray if need be.
 
     Raises:
-        PipelineError: the captioner is not the one that the run was planned with.
+        PipelineError: Ray can't be started, or the machine has too few GPUs for one network.
+        ClusterError: the cluster can't be reached, or has no room for one network.
     """
-
-    def __init__(
-        self, captioner: CaptionerSource, fingerprint: str, batch_size: int, num_threads: int
-    ) -> None:
-        self._captioner = captioner.load_captioner(batch_size=batch_size, num_threads=num_threads)
-        if self._captioner.fingerprint != fingerprint:
-            # Somebody trained it anew meanwhile: its captions would stand under the old model's name.
-            raise PipelineError(f"the model {captioner.name} has changed since the run began")
-        size = self._captioner.image_spec.image_size
-        self._shape = (size, size, 3)
-
-    def __call__(self, loaded: pa.Table) -> pa.Table:
-        """`LOADED_SCHEMA` -> `CAPTIONED_SCHEMA`, row by row; rows with a reason pass through."""
-        pixels = loaded["pixels"]
-        images = [
-            np.frombuffer(value.as_buffer(), np.uint8).reshape(self._shape)
-            for value in pixels
-            if value.is_valid
-        ]
-        captions = self._captioner.caption(images) if images else []
-        if len(captions) != len(images):
-            raise PipelineError(f"the captioner gave {len(captions)} captions for {len(images)} images")
-        following = iter(captions)
-        per_row = [next(following) if value.is_valid else None for value in pixels]
-        arrays = [
-            pa.array([caption and getattr(caption, field.name) for caption in per_row], field.type)
-            for field in _CAPTION_FIELDS
-        ]
-        kept = loaded.drop_columns(["pixels"])
-        return pa.Table.from_arrays([*kept.columns, *arrays], schema=CAPTIONED_SCHEMA)
+    compute = options.compute
+    start_ray(compute)
+    if compute.address is None:
+        available = ray.cluster_resources()
+        cpus = min(int(available.get("CPU", 1)), options.cpus or sys.maxsize)
+        resources = share_out(cpus, int(available.get("GPU", 0)), compute.gpus_per_worker)
+        if not resources.caption_workers:
+            raise PipelineError(
+                f"this machine has too few GPUs for --gpus-per-worker {resources.gpus_per_worker:g}"
+            )
+    else:
+        # A node with the last GPU may have been lost, or put away by an autoscaler since the wave before.
+        resources = wait_for_room(compute, heeds_others=False)
+    if compute.workers is not None:
+        resources = resources.with_workers(compute.workers[1])
+    return resources.limited_to(len(block_starts(files, options.batch_size)))
 
 
 def caption_files(
-    entries: Sequence[FileEntry], captioner: CaptionerSource, fingerprint: str, options: "IndexOptions"
+    files: pa.Table,
+    captioner: CaptionerSource,
+    fingerprint: str,
+    options: IndexOptions,
+    resources: Resources | None = None,
 ) -> Generator[pa.Table, None, None]:
-    """Loads and captions files in Ray's workers.
+    """Loads and captions files in Ray's workers; on a cluster, what a lost node was at is done again.
 
     Args:
-        entries: the files.
+        files: of `FILE_SCHEMA`.
         captioner: what captions.
         fingerprint: its fingerprint, as the run has it.
         options: batch size and time limits.
+        resources: how the machine is shared out; by default as `machine_resources` says.
 
     Yields:
         Tables of `CAPTIONED_SCHEMA`, in the order in which they are finished; every file is in one of them.
@@ -194,20 +91,60 @@ def caption_files(
     Raises:
         PipelineError: Ray or the captioner failed.
     """
-    start_ray()
-    available = ray.cluster_resources()
-    cpus = int(available.get("CPU", 1))
-    resources = share_out(cpus, int(available.get("GPU", 0)))
-    files = pa.Table.from_pylist(
-        [{"uri": e.uri, "size_bytes": e.size_bytes, "mtime_ns": e.mtime_ns, "etag": e.etag} for e in entries],
-        schema=FILE_SCHEMA,
-    )
+    start_ray(options.compute)
+    resources = resources or machine_resources(len(files), options)
+    if options.compute.address is None:
+        yield from _caption_once(files, captioner, fingerprint, options, resources)
+        return
+    done: list[pa.ChunkedArray] = []
+    while True:
+        nodes = alive_nodes()
+        try:
+            with closing(_caption_once(files, captioner, fingerprint, options, resources)) as batches:
+                for batch in batches:
+                    done.append(batch["uri"])
+                    yield batch
+            return
+        except PipelineError as error:
+            # What our code raises is no node's fault, and would be raised again.
+            if isinstance(error.__cause__, ray.exceptions.RayTaskError) or not _has_lost_any(nodes):
+                raise
+        files = _without(files, done)
+        done.clear()
+        if not files:
+            return
+        resources = machine_resources(len(files), options)
+
+
+def _without(files: pa.Table, done: list[pa.ChunkedArray]) -> pa.Table:
+    """The files that are not among those."""
+    uris = pa.chunked_array([chunk for array in done for chunk in array.chunks], pa.string())
+    return files.filter(pc.invert(pc.is_in(files["uri"], value_set=uris))).combine_chunks()
+
+
+def _has_lost_any(nodes: set[str]) -> bool:
+    """Whether one of them is gone; Ray notices it some time after what was on it fails."""
+    deadline = time.monotonic() + _NODE_LOSS_TIMEOUT_S
+    while not nodes - alive_nodes():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1.0)
+    return True
+
+
+def _caption_once(
+    files: pa.Table,
+    captioner: CaptionerSource,
+    fingerprint: str,
+    options: IndexOptions,
+    resources: Resources,
+) -> Generator[pa.Table, None, None]:
     dataset = build_dataset(files, captioner, fingerprint, options, resources)
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
         # Ray's own errors are of many families, and a worker's exception comes as what it was.
-        raise PipelineError(f"captioning stopped: {_cause(error)}; run again to go on from here") from error
+        raise PipelineError(f"captioning stopped: {one_line(error)}; run again to go on from here") from error
     finally:
         # Who stops early must not leave workers behind. Ray Data leaves it to the garbage collector, and has
         # no public way to say it; this one ends the execution, whatever its name.
@@ -218,7 +155,7 @@ def build_dataset(
     files: pa.Table,
     captioner: CaptionerSource,
     fingerprint: str,
-    options: "IndexOptions",
+    options: IndexOptions,
     resources: Resources,
 ) -> ray.data.Dataset:
     """The two stages over a table of files; nothing runs before its batches are asked for.
@@ -233,20 +170,21 @@ def build_dataset(
     Returns:
         Rows of `CAPTIONED_SCHEMA`.
     """
+    blocks = cut_into_blocks(files, options.batch_size)
+    loaders, caption_workers = _pools(resources, options.compute, len(blocks))
     with warnings.catch_warnings():
         # `max_restarts` and `max_task_retries` have no other way in until Ray 2.64.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        dataset = (
-            ray.data.from_arrow(files, override_num_blocks=math.ceil(len(files) / _ROWS_PER_BLOCK))
+        dataset: ray.data.Dataset = (
+            # Not `from_arrow`: it has a worker look at each block, seconds to start and a task a block.
+            ray.data.from_blocks(blocks)
             .map_batches(
                 LoadImages,
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_constructor_args=(captioner, options.decode_timeout_s),
-                compute=ray.data.ActorPoolStrategy(size=resources.loaders),
-                # Other resources than the next stage's: equal ones would be fused into one process, which
-                # would then decode and caption by turns.
-                num_cpus=0.25,
+                fn_constructor_args=(captioner, options.decode_timeout_s, options.gps),
+                compute=loaders,
+                num_cpus=resources.cpus_per_loader,
                 max_restarts=_MAX_RESTARTS,
                 max_task_retries=_MAX_TASK_RETRIES,
             )
@@ -261,8 +199,8 @@ def build_dataset(
                     options.batch_size,
                     resources.threads_per_worker,
                 ),
-                compute=ray.data.ActorPoolStrategy(size=resources.caption_workers),
-                num_cpus=0.5,
+                compute=caption_workers,
+                num_cpus=resources.cpus_per_worker,
                 num_gpus=resources.gpus_per_worker,
                 max_restarts=_MAX_RESTARTS,
                 max_task_retries=_MAX_TASK_RETRIES,
@@ -271,51 +209,39 @@ def build_dataset(
     # Set here and not for the process: whoever calls us from a program has settings of their own.
     dataset.context.enable_progress_bars = False
     dataset.context.max_errored_blocks = 0
-    dataset.context.execution_no_progress_timeout_s = _patience_s(options.decode_timeout_s)
+    dataset.context.execution_no_progress_timeout_s = _patience_s(
+        options.decode_timeout_s, rows_per_block(options.batch_size)
+    )
+    if options.compute.address is not None and options.compute.object_store_bytes is not None:
+        # Ray's own on this machine is made of that size; that of a cluster belongs to others as well.
+        execution = copy.copy(dataset.context.execution_options)
+        execution.resource_limits = ray.data.ExecutionResources.for_limits(
+            object_store_memory=options.compute.object_store_bytes
+        )
+        dataset.context.execution_options = execution
     return dataset
 
 
-def _patience_s(decode_timeout_s: float) -> int:
+def _pools(
+    resources: Resources, compute: ComputeOptions, blocks: int
+) -> tuple[ray.data.ActorPoolStrategy, ray.data.ActorPoolStrategy]:
+    """How many loaders and caption workers there are; where the latter may become more, so may the former."""
+    if compute.workers is None:
+        return (
+            ray.data.ActorPoolStrategy(size=resources.loaders),
+            ray.data.ActorPoolStrategy(size=resources.caption_workers),
+        )
+    fewest = min(compute.workers[0], resources.caption_workers)
+    most_loaders = min(blocks, resources.loaders * math.ceil(resources.caption_workers / fewest))
+    return (
+        ray.data.ActorPoolStrategy(min_size=resources.loaders, max_size=most_loaders),
+        ray.data.ActorPoolStrategy(min_size=fewest, max_size=resources.caption_workers),
+    )
+
+
+def _patience_s(decode_timeout_s: float, block_rows: int) -> int:
     """How long a run may stand still: longer than a block takes of which every file hangs.
 
     Such a block is tried at once and then file by file, and none of its rows is seen before the last.
     """
-    return max(_NO_PROGRESS_TIMEOUT_S, math.ceil(2 * (_ROWS_PER_BLOCK + 1) * decode_timeout_s))
-
-
-def start_ray() -> None:
-    """Starts Ray on this machine, unless the process has it running."""
-    if ray.is_initialized():
-        return
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        with quiet_stderr():
-            ray.init(
-                address="local",  # never somebody else's cluster that happens to run here
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE_BYTES,
-            )
-    except (OSError, RuntimeError, ValueError, TimeoutError) as error:
-        raise PipelineError(f"Ray can't be started: {_cause(error)}") from error
-    if in_main_thread:
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # `log_to_driver` does not cover what Ray says of workers that fail, and it says it on stdout, where
-    # results are printed. There is no public switch.
-    ray._private.worker._worker_logs_enabled = False
-
-
-def _cause(error: BaseException) -> str:
-    """What went wrong in a worker, in one line: Ray hands its exceptions on as text, wrapped in its own."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    found = [match.groups() for line in lines if (match := _EXCEPTION_LINE.match(line))]
-    ours = [message for name, message in found if name.startswith("batchcap.")]
-    if ours:
-        return ours[-1]
-    # Of a chain the last one is what was raised in the end.
-    if found:
-        return ": ".join(found[-1])
-    return lines[0] if lines else type(error).__name__
+    return max(_NO_PROGRESS_TIMEOUT_S, math.ceil(2 * (block_rows + 1) * decode_timeout_s))

@@ -1,106 +1,142 @@
 """How close does a whole index run come to its captioner alone, and that to its CNN alone?
 
-Prints one JSON object: the rates in images/s, their ratios, the commit and the machine. Each round measures
-all three one after the other, in processes of their own, so that a busy moment strikes all of them.
+Prints one JSON object: rates in images/s of every round, the medians over rounds of their ratios within a
+round, the commit and the machine. Each round measures everything one after the other, for every runtime of
+the CNN that is installed, so that a busy moment strikes all of it. `cnn` and `captioner` have their pictures
+in memory and all cores to themselves; `index` is a run into an empty store from its first commit to its last,
+so without its start-up; `stage_share` is the share of that time in which each of its stages was busy.
 
-    python benchmarks/index_throughput.py [--photos DIR] [--model DIR] [--num-beams 1] [--rounds 3]
+    python benchmarks/index_throughput.py [--photos DIR] [--limit 5000] [--megapixels 12] [--model DIR]
+
+A round takes about four minutes on two cores.
 """
 
+import dataclasses
+import importlib.util
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
-from common import make_photos, provenance
+from common import describe_photos, list_photos, measure_apart, median_ratio, prepare_photos, provenance
 
 from batchcap.captioner.bundle import DEFAULT_BUNDLE, Bundle
 from batchcap.captioner.images import decode_image
 from batchcap.catalog import Catalog
-from batchcap.collection import resolve_sources, scan, uri_to_path
+from batchcap.pipeline import index_collection
+from batchcap.run_options import IndexOptions
+from batchcap.run_report import RunReport
 
 _IN_MEMORY = 512
-_BATCH_SIZE = 32
+# The batches of the CNN alone and of the captioner alone are those of a run.
+_BATCH_SIZE = IndexOptions().batch_size
 
 
 def main(
     photos: Annotated[Path | None, typer.Option(help="Folder of photographs; made up without it.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Photographs; 1,000 if made up. A rate over few means little.")
+    ] = None,
+    megapixels: Annotated[float | None, typer.Option(help="Size of those made up; 640 x 480 if not.")] = None,
     model: Annotated[Path, typer.Option()] = DEFAULT_BUNDLE,
-    num_beams: Annotated[int, typer.Option(min=1)] = 1,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    num_beams: Annotated[list[int] | None, typer.Option(min=1, help="Default: 1 and 3.")] = None,
+    runtime: Annotated[list[str] | None, typer.Option(help="Of the CNN; default: all installed.")] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
     measure: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measures rounds of CNN alone, captioner alone and a whole run."""
+    runtimes = runtime or installed_runtimes()
+    beams = num_beams or [1, 3]
     with tempfile.TemporaryDirectory() as made:
-        folder = photos or make_photos(Path(made))
+        folder = prepare_photos(Path(made), photos=photos, limit=limit, megapixels=megapixels)
         if measure is not None:
-            print(json.dumps(MEASURES[measure](folder, open_bundle(model, num_beams))))
+            bundle = open_bundle(model, beams[0], runtimes[0])
+            print(json.dumps(MEASURES[measure](folder, bundle)))
             return
-        rates: dict[str, list[float]] = {name: [] for name in MEASURES}
+        # By runtime and beams, of each round.
+        measured: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for _ in range(rounds):
-            for name in MEASURES:
-                command = [sys.executable, __file__, "--photos", folder, "--model", model]
-                command += ["--num-beams", str(num_beams), "--measure", name]
-                done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-                rates[name].append(json.loads(done.stdout.splitlines()[-1]))
-        median = {name: statistics.median(values) for name, values in rates.items()}
+            for each_beams in beams:
+                for each_runtime in runtimes:
+                    options = ["--photos", folder, "--model", model]
+                    options += ["--num-beams", each_beams, "--runtime", each_runtime]
+                    found: dict[str, Any] = {}
+                    for name in MEASURES:
+                        found |= measure_apart(__file__, *options, "--measure", name)
+                    measured.setdefault((each_runtime, each_beams), []).append(found)
         print(
             json.dumps(
                 {
                     "benchmark": "index_throughput",
-                    "images": count_photos(folder),
-                    "num_beams": num_beams,
-                    "images_per_s": {
-                        name: [round(rate, 1) for rate in values] for name, values in rates.items()
-                    },
-                    "captioner_to_cnn": round(median["captioner"] / median["cnn"], 3),
-                    "index_to_captioner": round(median["index"] / median["captioner"], 3),
+                    "model": Bundle.open(model).name,
+                    "made_up": photos is None,
+                    **describe_photos(folder),
+                    "batch_size": _BATCH_SIZE,
+                    "rounds": rounds,
+                    "runs": [
+                        {"runtime": runtime, "num_beams": num_beams, **summarise(found)}
+                        for (runtime, num_beams), found in measured.items()
+                    ],
+                    **compare_runtimes(measured),
                     **provenance(),
                 }
             )
         )
 
 
-def measure_cnn(folder: Path, bundle: Bundle) -> float:
-    """The CNN alone, on pictures in memory."""
+def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rates and ratios of one runtime and one number of beams."""
+    rates = {name: [found[name] for found in rounds] for name in ("cnn", "captioner", "index")}
+    return {
+        "images_per_s": {name: [round(rate, 1) for rate in values] for name, values in rates.items()},
+        "captioner_to_cnn": median_ratio(rates["captioner"], rates["cnn"]),
+        "index_to_captioner": median_ratio(rates["index"], rates["captioner"]),
+        "stage_share": {
+            stage: round(statistics.median(found["stage_share"][stage] for found in rounds), 3)
+            for stage in rounds[0]["stage_share"]
+        },
+    }
+
+
+def compare_runtimes(measured: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:
+    """End to end, how much faster openvino makes a run than tensorflow, by beams; nothing without either."""
+    compared = {
+        str(beams): median_ratio(
+            [found["index"] for found in measured["openvino", beams]],
+            [found["index"] for found in measured["tensorflow", beams]],
+        )
+        for runtime, beams in measured
+        if runtime == "openvino" and ("tensorflow", beams) in measured
+    }
+    return {"openvino_to_tensorflow": compared} if compared else {}
+
+
+def measure_memory(folder: Path, bundle: Bundle) -> dict[str, float]:
+    """The CNN alone and the captioner alone, in this process, on pictures in memory."""
     import numpy as np
-    import tensorflow as tf
 
-    from batchcap.captioner.captioner import load_model
-
-    network = load_model(bundle)
-    size = bundle.image_spec.image_size
-    extract = tf.function(
-        network.extract_features, input_signature=[tf.TensorSpec((_BATCH_SIZE, size, size, 3), tf.uint8)]
-    )
-    pixels = np.stack(read_pixels(folder, bundle))
-    batches = [pixels[i : i + _BATCH_SIZE] for i in range(0, len(pixels) - _BATCH_SIZE + 1, _BATCH_SIZE)]
-    return rate(lambda: [extract(batch).numpy() for batch in batches], _BATCH_SIZE * len(batches))
-
-
-def measure_captioner(folder: Path, bundle: Bundle) -> float:
-    """The captioner in this process, on pictures in memory."""
     from batchcap.captioner.captioner import Captioner
 
     captioner = Captioner(bundle, batch_size=_BATCH_SIZE)
-    pixels = read_pixels(folder, bundle)
-    return rate(lambda: captioner.caption(pixels), len(pixels))
+    pixels = [decode_image(path.read_bytes(), bundle.image_spec) for path in list_photos(folder)[:_IN_MEMORY]]
+    # The CNN's batches are full ones; what a last one lacks is made up from the first pictures.
+    stacked = np.resize(np.stack(pixels), (-(-len(pixels) // _BATCH_SIZE) * _BATCH_SIZE, *pixels[0].shape))
+    batches = np.split(stacked, len(stacked) // _BATCH_SIZE)
+    return {
+        "cnn": rate(lambda: [captioner.extract_features(batch) for batch in batches], len(stacked)),
+        "captioner": rate(lambda: captioner.caption(pixels), len(pixels)),
+    }
 
 
-def measure_index(folder: Path, bundle: Bundle) -> float:
+def measure_index(folder: Path, bundle: Bundle) -> dict[str, Any]:
     """A whole run into an empty store, from its first commit to its last."""
-    from batchcap.pipeline import index_collection
-
     with (
         tempfile.TemporaryDirectory() as store,
         Catalog.open(f"sqlite:///{store}/catalog.db", mode="write") as catalog,
@@ -108,12 +144,17 @@ def measure_index(folder: Path, bundle: Bundle) -> float:
         report = index_collection([str(folder)], catalog, Path(store), bundle)
     if report.images_per_s is None:
         raise SystemExit("too few photographs: the run had one commit")
-    return report.images_per_s
+    return {"index": report.images_per_s, "stage_share": stage_share(report)}
 
 
-MEASURES: dict[str, Callable[[Path, Bundle], float]] = {
-    "cnn": measure_cnn,
-    "captioner": measure_captioner,
+def stage_share(report: RunReport) -> dict[str, float]:
+    """The share of the time in which each stage was busy; nothing where the report doesn't say."""
+    shares = report.stages.shares if report.stages else {}
+    return {name: round(share, 3) for name, share in shares.items()}
+
+
+MEASURES: dict[str, Callable[[Path, Bundle], dict[str, Any]]] = {
+    "memory": measure_memory,
     "index": measure_index,
 }
 
@@ -126,19 +167,14 @@ def rate(work: Callable[[], object], images: int) -> float:
     return images / (time.perf_counter() - started)
 
 
-def open_bundle(model: Path, num_beams: int) -> Bundle:
+def installed_runtimes() -> list[str]:
+    return ["tensorflow", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+
+
+def open_bundle(model: Path, num_beams: int, runtime: str) -> Bundle:
     bundle = Bundle.open(model)
-    return replace(bundle, generation=replace(bundle.generation, num_beams=num_beams))
-
-
-def read_pixels(folder: Path, bundle: Bundle) -> list[Any]:
-    entries = list(scan(resolve_sources([str(folder)]), skipped=Counter()))
-    paths = [Path(uri_to_path(entry.uri)) for entry in entries[:_IN_MEMORY]]
-    return [decode_image(path.read_bytes(), bundle.image_spec) for path in paths]
-
-
-def count_photos(folder: Path) -> int:
-    return sum(1 for _ in scan(resolve_sources([str(folder)]), skipped=Counter()))
+    generation = dataclasses.replace(bundle.generation, num_beams=num_beams)
+    return dataclasses.replace(bundle, generation=generation, runtime=runtime)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 
     docs/presets.md    the shapes of `train_model --preset`, and what they come to
     docs/training.md   its table of options, between two comments; all else in it is written by hand
+    docs/captions.md   its table of queries, likewise
+    README.md          the table of benchmarks, likewise; from benchmarks/results
 
 tests/test_docs.py fails where a page is not what this makes.
 """
@@ -22,11 +24,13 @@ from batchcap.captioner.bundle import DEFAULT_BUNDLE, Bundle
 from batchcap.captioner.bundle_files import WEIGHTS
 from batchcap.captioner.config import Backbone, CaptionerConfig
 from batchcap.captioner.quiet import quiet_stderr
+from batchcap.catalog import named_queries
+from benchmarks.table import benchmarks_table
 from model_training.config import PRESETS
 from model_training.train_model import app, train_model
 
 DOCS = Path(__file__).parent
-_OPTIONS = re.compile(r"(<!-- options: [^>]*-->\n).*?(<!-- end of options -->\n)", re.DOTALL)
+README = DOCS.parent / "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,19 +218,45 @@ def _default(option: Any) -> str:
     return "" if option.default is None else f"`{option.default}`"
 
 
+def paste(page: str, name: str, text: str) -> str:
+    """A page with a text between its comments `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
+
+    Raises:
+        ValueError: it has no such place, or several.
+    """
+    place = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end of {name} -->\n)", re.DOTALL)
+    new, count = place.subn(lambda found: f"{found[1]}\n{text}\n{found[2]}", page)
+    if count != 1:
+        raise ValueError(f"the page has not one place for the {name}")
+    return new
+
+
 def training_page(page: str) -> str:
     """docs/training.md with its tables renewed."""
-    new, count = _OPTIONS.subn(lambda found: f"{found[1]}\n{options_tables()}\n{found[2]}", page)
-    if count != 1:
-        raise ValueError("the page has not one place for the options")
-    return new
+    return paste(page, "options", options_tables())
+
+
+def captions_page(page: str) -> str:
+    """docs/captions.md with its table of queries renewed."""
+    rows = (f"| `{name}` | {query.description} |\n" for name, query in named_queries().items())
+    return paste(page, "cookbook", "| name | answers |\n|---|---|\n" + "".join(rows))
+
+
+def readme_page(page: str) -> str:
+    """README.md with its table of benchmarks renewed."""
+    return paste(page, "benchmarks", benchmarks_table())
 
 
 def main() -> None:
     """Writes the pages."""
     (DOCS / "presets.md").write_text(presets_page(), encoding="utf-8")
-    training = DOCS / "training.md"
-    training.write_text(training_page(training.read_text(encoding="utf-8")), encoding="utf-8")
+    renewed = {
+        DOCS / "training.md": training_page,
+        DOCS / "captions.md": captions_page,
+        README: readme_page,
+    }
+    for path, renew in renewed.items():
+        path.write_text(renew(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

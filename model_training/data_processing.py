@@ -196,6 +196,7 @@ def _extract(model: CaptionModel, pixels: np.ndarray, path: Path, views: int, ba
     extract = tf.function(
         lambda images: tf.cast(model.extract_features(images), tf.float16),
         input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)],
+        autograph=False,
     )
     shape = (len(pixels), views, *model.feature_shape)
     features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)

@@ -117,8 +117,9 @@ class Replicas:
                 lambda value: self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None), results
             )
 
-        # Shapes change from batch to batch in the number of tokens and, at the end, of images.
-        compiled: Callable[..., Any] = tf.function(run, reduce_retracing=True)
+        # Shapes change from batch to batch in the number of tokens and, at the end, of images. No step has a
+        # branch or loop of Python over tensors, and to look for them makes tracing half as long again.
+        compiled: Callable[..., Any] = tf.function(run, reduce_retracing=True, autograph=False)
         return compiled
 
 

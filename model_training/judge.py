@@ -47,8 +47,8 @@ class Judge:
             found = sums(model, encoded, token_ids, label_smoothing=0.0, training=False)
             return found.loss, found.correct
 
-        self._caption = tf.function(caption, reduce_retracing=True)
-        self._lose = tf.function(lose, reduce_retracing=True)
+        self._caption = tf.function(caption, reduce_retracing=True, autograph=False)
+        self._lose = tf.function(lose, reduce_retracing=True, autograph=False)
 
     def captions(self) -> list[str]:
         """The caption of each dev image."""

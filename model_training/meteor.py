@@ -19,6 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
+from itertools import compress
 from operator import add
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,8 @@ _WEIGHTS = (1.0, 0.6, 0.8, 0.6)
 _BEAM_SIZE = 40
 # No phrase of the table of paraphrases has more words.
 _MAX_PHRASE = 6
+# Read at once of the table of paraphrases, unpacked.
+_CHUNK_BYTES = 4 << 20
 
 # WordNet's rules of detachment: the first that leads to a known word gives its base form. Source: the manual
 # page morphy(7WN) of WordNet 3.
@@ -356,13 +359,27 @@ def _read_paraphrases(folder: Path, candidates: set[str], references: set[str]) 
     paraphrases: dict[str, Counter[str]] = {}
     try:
         with gzip.open(folder / "data" / "paraphrase-en.gz") as file:
-            # Three lines each: probability, phrase, its paraphrase.
-            for _, line, other_line in zip(file, file, file, strict=False):
-                phrase, other = line[:-1], other_line[:-1]
-                if phrase in either and other in either:
-                    for one, two in ((phrase, other), (other, phrase)):
-                        if one in wanted and two in known:
-                            paraphrases.setdefault(one.decode(), Counter())[two.decode()] += 1
+            for phrases, others in _read_pairs(file):
+                # Nearly all pairs are passed over, by `map` and `compress` in a third of a loop's time.
+                likely = compress(zip(phrases, others, strict=True), map(either.__contains__, phrases))
+                for phrase, other in likely:
+                    if other in either:
+                        for one, two in ((phrase, other), (other, phrase)):
+                            if one in wanted and two in known:
+                                paraphrases.setdefault(one.decode(), Counter())[two.decode()] += 1
     except (OSError, EOFError, ValueError) as error:
         raise TrainingError(f"can't read METEOR's paraphrases in {folder}: {error}") from error
     return paraphrases
+
+
+def _read_pairs(file: gzip.GzipFile) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """Phrases and the paraphrase of each, some ten thousand at once."""
+    lines: list[bytes] = []
+    rest = b""
+    while chunk := file.read(_CHUNK_BYTES):
+        *whole, rest = (rest + chunk).split(b"\n")
+        lines += whole
+        # Three lines each: probability, phrase, its paraphrase.
+        end = len(lines) // 3 * 3
+        yield lines[1:end:3], lines[2:end:3]
+        lines = lines[end:]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from batchcap.captioner.decoding import Caches, StepwiseDecoder
+from batchcap.captioner.decoding import State, StepwiseDecoder, any_shape
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import END, PADDING, START, Tokenizer
 from model_training.config import TrainConfig
@@ -168,7 +168,7 @@ def draw_captions(
     Returns:
         int32[B, N, L]: start, words, end, padding; a caption of L tokens may lack its end.
     """
-    decoder = StepwiseDecoder(model, encoded)
+    decoder = StepwiseDecoder(model, captions=samples, length=length)
     batch = tf.shape(encoded)[0]
     token_ids = tf.tile(
         tf.one_hot([[0]], length, on_value=START, off_value=PADDING, dtype=tf.int32), (batch, samples, 1)
@@ -176,23 +176,20 @@ def draw_captions(
     is_done = tf.zeros((batch, samples), tf.bool)
     numbers = own_rows(lambda rows: tf.random.stateless_uniform((rows, samples, length), seed), encoded)
 
-    def is_running(
-        position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, caches: Caches
-    ) -> tf.Tensor:
+    def is_running(position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, state: State) -> tf.Tensor:
         return (position < length - 1) & ~tf.reduce_all(is_done)
 
     def advance(
-        position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, caches: Caches
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Caches]:
-        logits, caches = decoder.step(token_ids, position, caches)
-        logits = tf.cast(logits, tf.float32) + decoder.forbidden
-        token = tf.where(is_done, PADDING, _pick(logits, numbers[:, :, position]))
+        position: tf.Tensor, token_ids: tf.Tensor, is_done: tf.Tensor, state: State
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, State]:
+        logits, state = decoder.step(tf.gather(token_ids, position, axis=2), position, state)
+        token = tf.where(is_done, PADDING, _pick(logits + decoder.forbidden, numbers[:, :, position]))
         is_next = tf.range(length) == position + 1
         token_ids = tf.where(is_next, token[:, :, None], token_ids)
-        return position + 1, token_ids, is_done | (token == END), caches
+        return position + 1, token_ids, is_done | (token == END), state
 
-    start = (tf.constant(0), token_ids, is_done, decoder.start(samples, length))
-    return tf.while_loop(is_running, advance, start)[1]
+    start = (tf.constant(0), token_ids, is_done, decoder.start(encoded))
+    return tf.while_loop(is_running, advance, start, shape_invariants=any_shape(start))[1]
 
 
 def _pick(logits: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:

@@ -1,20 +1,30 @@
-"""Writes `sql/schema/sqlite.sql`: the schema as the migrations leave it, for people to read.
+"""Writes `sql/schema/sqlite.sql` and `postgresql.sql`: what the migrations make, for people to read.
 
-python sql/schema.py            writes it
-python sql/schema.py --check    exits with 1 if it is out of date
+python sql/schema.py            writes them
+python sql/schema.py --check    exits with 1 if one is out of date
+
+Of SQLite it is the schema as the migrations leave it; of PostgreSQL, for which no server need be here, what
+they do, one after the other.
 """
 
+import io
+import re
 import sqlite3
 import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from batchcap.catalog import Catalog
+from alembic import command
 
-SCHEMA_FILE = Path(__file__).resolve().parent / "schema" / "sqlite.sql"
-_HEADER = (
-    "-- The catalog in SQLite. Generated from the migrations by sql/schema.py: change those, not this.\n"
+from batchcap.catalog import Catalog
+from batchcap.catalog.migration import alembic_config
+
+FOLDER = Path(__file__).resolve().parent / "schema"
+_HEADER = "-- The catalog in {}. Generated from the migrations by sql/schema.py: change those, not this.\n"
+# What Alembic says between the statements, and how it keeps its own record.
+_NOT_SCHEMA = re.compile(
+    r"(?m)^(?:BEGIN|COMMIT|(?:INSERT INTO|UPDATE) alembic_version .*);\n+|^-- Running .*\n+"
 )
 
 
@@ -30,18 +40,34 @@ def sqlite_schema() -> str:
                 r"ESCAPE '\' ORDER BY rowid"
             ).fetchall()
     tidy = ("\n".join(line.rstrip() for line in sql.expandtabs(4).splitlines()) for (sql,) in statements)
-    return _HEADER + "".join(f"\n{sql};\n" for sql in tidy)
+    return _HEADER.format("SQLite") + "".join(f"\n{sql};\n" for sql in tidy)
+
+
+def postgresql_schema() -> str:
+    """The SQL that the migrations send to PostgreSQL."""
+    config = alembic_config(None)
+    config.attributes["dialect_name"] = "postgresql"
+    config.output_buffer = io.StringIO()
+    command.upgrade(config, "head", sql=True)
+    statements = _NOT_SCHEMA.sub("", config.output_buffer.getvalue())
+    tidy = "\n".join(line.rstrip() for line in statements.expandtabs(4).splitlines())
+    return f"{_HEADER.format('PostgreSQL')}\n{tidy.strip()}\n"
+
+
+SCHEMAS = {FOLDER / "sqlite.sql": sqlite_schema, FOLDER / "postgresql.sql": postgresql_schema}
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the file, or with `--check` compares it; returns the exit status."""
-    schema = sqlite_schema()
-    if arguments == ["--check"]:
-        current = SCHEMA_FILE.read_text(encoding="utf-8") if SCHEMA_FILE.exists() else ""
-        return int(current != schema)
-    SCHEMA_FILE.parent.mkdir(exist_ok=True)
-    SCHEMA_FILE.write_text(schema, encoding="utf-8")
-    return 0
+    """Writes the files, or with `--check` compares them; returns the exit status."""
+    out_of_date = 0
+    for file, make in SCHEMAS.items():
+        schema = make()
+        if arguments == ["--check"]:
+            out_of_date |= not file.exists() or file.read_text(encoding="utf-8") != schema
+        else:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(schema, encoding="utf-8")
+    return int(out_of_date)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What everybody has; tests/captioner/test_runtime.py compares the others with it.
+os.environ["BATCHCAP_RUNTIME"] = "tensorflow"
+
+# Ray's workers would yield to everybody, for ever where other tests keep all CPUs busy: a node gives up then.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from batchcap.captioner.bundle import Bundle, write_bundle
 from batchcap.captioner.config import CaptionerConfig, GenerationConfig
 from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.tokenizer import END, Tokenizer
+from batchcap.collection import FileEntry
+from batchcap.stages import files_table
+from tests import postgresql, servers
 
 WORDS = [
     "a",
@@ -55,6 +65,44 @@ TINY = CaptionerConfig(
     dec_layers=2,
     key_dim=4,
 )
+
+
+# What takes minutes, longest first.
+SLOW_FILES = (
+    "test_pipeline.py",
+    "test_docs.py",
+    "test_benchmarks.py",
+    "test_cluster.py",
+    "test_jobs.py",
+    "test_distribution.py",
+    "test_kills.py",
+    "test_readme.py",
+    "test_resume.py",
+    "test_cli.py",
+    "test_benchmark_scaling.py",
+    "test_captioner.py",
+    "test_runtime.py",
+    "test_training.py",
+    "test_options.py",
+    "test_stages.py",
+    "test_presets.py",
+    "test_benchmark_other_captioners.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first, and the rest as they were found.
+
+    Where several processes share out the files, as under `make test`, none is left alone with such a one in
+    the end.
+    """
+    order = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("batchcap", deadline=None)
+settings.load_profile("batchcap")
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +177,11 @@ def make_photo(path: Path, seed: int, size: tuple[int, int] = (80, 60)) -> Path:
     return path
 
 
+def table_of(*paths: Path) -> pa.Table:
+    """Files as the stages of captioning take them."""
+    return files_table([FileEntry(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths])
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 40 good pictures."""
@@ -143,32 +196,86 @@ _POISON = """
 import os
 from PIL import Image
 
-def crash(file, name):
-    os.abort()
+# All plugins first, or what is registered here would be overwritten.
+Image.init()
+plugin, accept = Image.OPEN["JPEG"]
 
-def hang(file, name):
-    while True:
+def accept_poison(start):
+    if start.startswith(b"CRASHME"):
+        os.abort()
+    while start.startswith(b"HANGME"):
         pass
+    return accept(start)
 
-Image.register_open("CRASHME", crash, lambda start: start.startswith(b"CRASHME"))
-Image.register_open("HANGME", hang, lambda start: start.startswith(b"HANGME"))
+Image.register_open("JPEG", plugin, accept_poison)
 """
 
 
 @pytest.fixture(scope="session")
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def poison_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoders with it in their PYTHONPATH know files of poison."""
+    folder = tmp_path_factory.mktemp("poison")
+    (folder / "sitecustomize.py").write_text(_POISON)
+    return folder
+
+
+@pytest.fixture
+def poison(poison_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do those that this process starts."""
+    monkeypatch.setenv("PYTHONPATH", str(poison_folder), prepend=os.pathsep)
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[servers.Server]:
+    """An S3 server of this process's own, which the environment names."""
+    with servers.running(servers.S3Handler) as server, pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_NO_SIGN_REQUEST", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def local_ray(object_store: servers.Server, poison_folder: Path) -> Iterator[None]:
     """One Ray for all tests in this process, as a run starts it; decoders in it know files of poison."""
     import ray
 
-    from batchcap import ray_runtime
+    from batchcap import ray_start
+    from tests import costless
 
-    folder = tmp_path_factory.mktemp("poison")
-    (folder / "sitecustomize.py").write_text(_POISON)
+    ray.cloudpickle.register_pickle_by_value(costless)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder))
-        ray_runtime.start_ray()
+        patch.setenv("PYTHONPATH", str(poison_folder), prepend=os.pathsep)
+        ray_start.start_ray()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgresql.Server]:
+    """A PostgreSQL server of this process's own."""
+    if reason := postgresql.missing():
+        pytest.skip(reason)
+    with postgresql.running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_catalogs(postgres_server: postgresql.Server) -> Iterator[postgresql.EmptyCatalogs]:
+    """Empty catalogs on it."""
+    catalogs = postgresql.EmptyCatalogs(postgres_server)
+    yield catalogs
+    catalogs.close()
+
+
+@pytest.fixture
+def postgres_url(postgres_catalogs: postgresql.EmptyCatalogs) -> str:
+    """An empty catalog in PostgreSQL."""
+    return postgres_catalogs.new()
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,17 @@
-"""A captioner that costs nothing: for tests of the pipeline, which must not care what captions."""
+"""A captioner that costs nothing: for tests of the pipeline, which must not care what captions.
+
+Ray's workers can't import the tests: `local_ray` sends them this module, `faults/driver.py` tells them where
+it is.
+"""
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray import cloudpickle
 
 from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.protocol import Caption
@@ -23,11 +25,13 @@ class Costless:
         name: of the model, and the first word of its captions.
         dies_once: a path; the first worker that captions makes a file there and dies of SIGKILL.
         fails: whether it raises instead of captioning.
+        loads_tensorflow: whether its workers do, as those of a network.
     """
 
     name: str = "costless"
     dies_once: Path | None = None
     fails: bool = False
+    loads_tensorflow: bool = False
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -40,6 +44,11 @@ class Costless:
         return {"name": self.name}
 
     def load_captioner(self, *, batch_size: int, num_threads: int) -> "CostlessCaptioner":
+        if self.loads_tensorflow:
+            import tensorflow as tf
+
+            # Its threads start with its first operation.
+            tf.random.normal((100, 100)).numpy()
         return CostlessCaptioner(self)
 
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
@@ -71,7 +80,3 @@ class CostlessCaptioner:
 
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
         return self.source.caption(images)
-
-
-# Ray's workers can't import the tests: they get the class itself.
-cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -1,21 +1,41 @@
-"""Runs commands one after the other in this process, since TensorFlow takes seconds to import.
+"""Runs commands one after the other in one process, since Ray and TensorFlow take seconds to start.
 
-Reads command lines from standard input, as a JSON list, and prints what each printed, as a JSON object. One
-that fails ends it, with what it printed on standard error.
+As a program it reads command lines from standard input, as a JSON list, and prints what each printed, as a
+JSON object. One that fails ends it, with what it printed on standard error.
 """
 
 import contextlib
 import io
 import json
+import os
 import runpy
 import shlex
+import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 
 
-def run(command: str) -> str:
+def run_commands(commands: Sequence[str], folder: Path, **env: str) -> dict[str, str]:
+    """Runs commands in a process of their own, in a folder; what each printed."""
+    done = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps(commands),
+        cwd=folder,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=300 * len(commands),
+    )
+    assert done.returncode == 0, done.stderr
+    output: dict[str, str] = json.loads(done.stdout)
+    return output
+
+
+def _run(command: str) -> str:
     """What a command of the installed package, or `python -m MODULE`, prints."""
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
     with contextlib.redirect_stdout(io.StringIO()) as output:
         try:
             if words[:2] == ["python", "-m"]:
@@ -31,11 +51,7 @@ def run(command: str) -> str:
     return output.getvalue()
 
 
-def main() -> None:
+if __name__ == "__main__":
     # As `python -m` has it; here it would be the folder of this file.
     sys.path[0] = ""
-    print(json.dumps({command: run(command) for command in json.load(sys.stdin)}))
-
-
-if __name__ == "__main__":
-    main()
+    print(json.dumps({command: _run(command) for command in json.load(sys.stdin)}))

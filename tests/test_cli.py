@@ -1,5 +1,6 @@
 """The command line: what people and programs see of it."""
 
+import hashlib
 import io
 import json
 import os
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from batchcap import console, parts
 from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.captioner import Captioner
 from batchcap.captioner.images import decode_image
-from batchcap.catalog import Catalog, ModelInfo, SearchHit
+from batchcap.catalog import Captioned, Catalog, Failure, ModelInfo, SearchHit, named_queries
 from batchcap.cli import app
-from batchcap.console import ProgressBar, on_one_line, print_error, summary
-from batchcap.pipeline import RunReport
+from batchcap.collection import uri_to_path
+from batchcap.console import ProgressBar, on_one_line, preview_summary, print_error, summary
+from batchcap.errors import Reason
+from batchcap.preview import Preview
+from batchcap.run_report import RunReport
 from tests.conftest import make_photo
 
 DRIVER = Path(__file__).parent / "faults" / "driver.py"
@@ -86,7 +90,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> In
     (photos / "empty.jpg").touch()
     (photos / "text.jpg").write_text("no picture at all")
     (photos / "notes.txt").touch()
-    first = batchcap("index", photos, "--store", store, "--model", tiny_bundle.path)
+    watching = ("--log-json", folder / "log.jsonl", "--report", folder / "report.html", "--cpus", 1)
+    first = batchcap("index", photos, "--store", store, "--model", tiny_bundle.path, *watching)
     good = sorted([*(str(photos / name) for name in names), f"file://{photos}/latin-%E9.png"])
     return Indexed(photos, store, tiny_bundle, first, good)
 
@@ -102,6 +107,46 @@ def test_index_says_what_it_did_and_nothing_else(indexed: Indexed) -> None:
     assert skipped == "skipped: 1 not_an_image"
 
 
+def test_every_command_takes_a_catalog_in_postgresql(
+    postgres_url: str, indexed: Indexed, tmp_path: Path
+) -> None:
+    place = ("--catalog", postgres_url, "--store", tmp_path / "store", "--json")
+    known = Captioned("/a", 1, 1, None, "h", 2, 3, "PNG", None, "a dog", -1.0, 0.5, 2)
+    with Catalog.open(postgres_url, mode="write") as catalog, catalog.run([], ModelInfo("f", "m"), {}) as run:
+        run.commit([known], [Failure("/b", 1, 1, None, Reason.EMPTY, "nothing in it")])
+    answers = {}
+    for command in (
+        ("search", "dogs"),
+        ("status",),
+        ("status", "--quarantine"),
+        ("migrate",),
+        ("sql", "SELECT sum(size_bytes), avg(size_bytes) / 2 AS half FROM captions"),
+        *(("sql", "--named", name) for name in named_queries()),
+        ("index", indexed.photos, "--model", indexed.bundle.path, "--dry-run"),
+    ):
+        done = invoke(*command, *place)
+        assert done.exit_code == 0, (command, done.output)
+        answers[command] = json.loads(done.stdout)
+    assert answers["search", "dogs"]["hits"][0]["uri"] == "/a"
+    assert answers["status",]["images"] == 1
+    assert answers["migrate",] == {"migrated": False}
+    sums = answers["sql", "SELECT sum(size_bytes), avg(size_bytes) / 2 AS half FROM captions"]
+    assert sums == {"columns": ["sum", "half"], "rows": [[1, 0.5]]}
+    (run_row,) = answers["sql", "--named", "runs"]["rows"]
+    assert run_row[3:] == [1, 0, 1, "m"]
+    assert answers["index", indexed.photos, "--model", indexed.bundle.path, "--dry-run"]["new"] == 12
+    refused = invoke("sql", "DROP TABLE location", *place)
+    assert (refused.exit_code, json.loads(refused.stdout)["error"]["code"]) == (1, "query")
+
+
+def test_index_left_a_log_and_a_page(indexed: Indexed) -> None:
+    log = [json.loads(line) for line in (indexed.store.parent / "log.jsonl").read_text().splitlines()]
+    assert (log[0]["event"], log[-1]["event"], log[-1]["captioned"]) == ("started", "finished", 9)
+    page = (indexed.store.parent / "report.html").read_text()
+    assert page.count("<img") == 9
+    assert "truncated (1)" in page
+
+
 def test_sql_parquet_and_captioner_agree(indexed: Indexed) -> None:
     with Catalog.open(f"sqlite:///{indexed.store / 'catalog.db'}") as catalog:
         with catalog.query("SELECT uri, caption FROM captions") as result:
@@ -114,9 +159,10 @@ def test_sql_parquet_and_captioner_agree(indexed: Indexed) -> None:
     assert sorted(uri for uri, _ in in_sql) == indexed.good
     assert in_sql == Counter(zip(table["uri"].to_pylist(), table["caption"].to_pylist(), strict=True))
     captioner = Captioner(indexed.bundle, batch_size=2)
-    path = indexed.photos / "3.png"
-    caption = captioner.caption([decode_image(path.read_bytes(), captioner.image_spec)])[0]
-    assert in_sql[str(path), caption.text] == 1
+    paths = [Path(uri_to_path(uri)) for uri in indexed.good]
+    pixels = [decode_image(path.read_bytes(), captioner.image_spec) for path in paths]
+    captions = [caption.text for caption in captioner.caption(pixels)]
+    assert in_sql == Counter(zip(indexed.good, captions, strict=True))
 
 
 def test_a_second_run_has_nothing_to_do(indexed: Indexed, tmp_path: Path) -> None:
@@ -131,9 +177,75 @@ def test_a_second_run_has_nothing_to_do(indexed: Indexed, tmp_path: Path) -> Non
     assert not [path for path in seen["opened"] if path.startswith(f"{indexed.photos}/")]
 
 
+def test_where_pictures_were_taken_is_left_out_if_one_says_so(indexed: Indexed, tmp_path: Path) -> None:
+    store = shutil.copytree(indexed.store, tmp_path / "store")
+    place = ("--store", store, "--model", indexed.bundle.path)
+    assert invoke("index", indexed.photos, *place, "--no-gps").exit_code == 0
+    with Catalog.open(f"sqlite:///{store / 'catalog.db'}") as catalog:
+        sql = "SELECT options ->> 'gps' FROM run ORDER BY started_at"
+        with catalog.query(sql) as found:
+            earlier, *_, latest = (bool(gps) for (gps,) in found.rows)
+    assert (earlier, latest) == (True, False)
+
+
+def test_a_list_stands_in_for_a_source(indexed: Indexed, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(
+        "n,photo\n" + "".join(f"1,{uri}\n" for uri in indexed.good[:2]) + "2,no.png\n"
+    )
+    options = ("--store", indexed.store, "--model", indexed.bundle.path, "--dry-run", "--json")
+    done = invoke("index", "--list", tmp_path / "list.csv", "--column", "photo", *options)
+    assert done.exit_code == 0, done.output
+    seen = json.loads(done.stdout)
+    assert (seen["unchanged"], seen["to_caption"], seen["skipped"]) == (2, 0, {"missing": 1})
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(indexed: Indexed, tmp_path: Path) -> None:
+    photos = shutil.copytree(indexed.photos, tmp_path / "photos", copy_function=shutil.copy2)
+    make_photo(photos / "new.png", 77)
+    options = (
+        "--store",
+        indexed.store,
+        "--model",
+        indexed.bundle.path,
+        "--dry-run",
+        "--exclude",
+        "new*line.png",
+    )
+    before = hashlib.sha256((indexed.store / "catalog.db").read_bytes()).digest()
+    done, seen = watched(tmp_path / "report", "index", photos, indexed.photos, *options, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {
+        "to_caption": 4,  # the new one, and three bad ones at a place of their own
+        "maybe_known": 8,
+        "new": 12,
+        "changed": 0,
+        "unchanged": 8,
+        "quarantined": 3,
+        "stale": 0,
+        "vanished": 0,
+        "known": 12,
+        "skipped": {"excluded": 2, "not_an_image": 2},
+        "estimate_s": None,
+    }
+    assert HEAVY.isdisjoint(seen["modules"])
+    assert not [path for path in seen["opened"] if path.startswith((f"{photos}/", f"{indexed.photos}/"))]
+    assert hashlib.sha256((indexed.store / "catalog.db").read_bytes()).digest() == before
+    # Without a catalog all is new, and none is made.
+    result = invoke("index", indexed.photos, *options[2:], "--store", tmp_path / "none")
+    assert result.stdout.splitlines()[0].startswith("11 to caption, 0 to hash first")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("index", "--help"), ("search", "dog"), ("sql", "SELECT uri FROM captions"), ("status",)],
+    [
+        ("--help",),
+        ("index", "--help"),
+        ("search", "dog"),
+        ("sql", "SELECT uri FROM captions"),
+        ("status",),
+        ("verify",),
+    ],
     ids=" ".join,
 )
 def test_asking_imports_neither_ray_nor_tensorflow(
@@ -169,15 +281,27 @@ def test_index_errors(indexed: Indexed, tmp_path: Path) -> None:
     assert_one_line_error(invoke("index", tmp_path / "empty", *store, *model), 1, "no image in")
     remote = invoke("index", indexed.photos, "--store", "s3://bucket/captions", *model)
     assert_one_line_error(remote, 2, "s3://bucket/captions", "only local folders")
-    assert_one_line_error(invoke("index", "s3://bucket/photos", *store, *model), 2, "s3://bucket/photos")
+    assert_one_line_error(invoke("index", "ftp://host/photos", *store, *model), 2, "ftp://host/photos")
+
+    assert_one_line_error(invoke("index", *store, *model), 2, "no SOURCE given")
+    column = invoke("index", indexed.photos, "--column", "path", *store, *model)
+    assert_one_line_error(column, 2, "--column is of a --list")
+    alone = invoke("index", "--query", "SELECT 1", *store, *model)
+    assert_one_line_error(alone, 2, "--query and --database belong together")
+    (tmp_path / "list.csv").write_text("x,y\n")
+    listed = invoke("index", "--list", tmp_path / "list.csv", *store, *model)
+    assert_one_line_error(listed, 2, "list.csv", "--column")
 
     (tmp_path / "file").touch()
     below = ("--store", tmp_path / "file" / "store")
     assert_one_line_error(invoke("index", indexed.photos, *below, *model), 1, str(tmp_path / "file"))
     beams = invoke("index", indexed.photos, *store, *model, "--num-beams", 1000)
     assert_one_line_error(beams, 2, "--num-beams 1000")
-    postgres = invoke("index", indexed.photos, *store, *model, "--catalog", "postgresql://localhost/c")
-    assert_one_line_error(postgres, 1, "PostgreSQL")
+    postgres = invoke(
+        "index", indexed.photos, *store, *model, "--catalog", "postgresql://me:secret@localhost:1/c"
+    )
+    assert_one_line_error(postgres, 1, "can't reach the catalog at postgresql://localhost:1/c")
+    assert "secret" not in postgres.output
 
 
 def test_a_store_is_not_shared_by_two_catalogs(indexed: Indexed, tmp_path: Path) -> None:
@@ -266,11 +390,16 @@ def test_damaged_weights(indexed: Indexed, tmp_path: Path) -> None:
     assert done.returncode == 1
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "pipeline"
-    assert str(weights) in error["message"]
+    assert str(weights) in error["message"] and "damaged" in error["message"]
     assert done.stderr == f"batchcap: {error['message']}\n"
+    assert done.stderr.count("\n") == 1
+    with Catalog.open(f"sqlite:///{tmp_path / 'store' / 'catalog.db'}") as catalog:
+        assert catalog.status().runs[0].state == "failed"
 
 
-@pytest.mark.parametrize("command", [("search", "dog"), ("sql", "SELECT 1"), ("status",), ("migrate",)])
+@pytest.mark.parametrize(
+    "command", [("search", "dog"), ("sql", "SELECT 1"), ("status",), ("verify",), ("migrate",)]
+)
 def test_no_catalog(command: tuple[str, ...], tmp_path: Path) -> None:
     result = invoke(*command, "--store", tmp_path / "store")
     assert_one_line_error(result, 1, "no catalog at", "batchcap index")
@@ -300,6 +429,9 @@ def test_errors_for_programs(indexed: Indexed, tmp_path: Path) -> None:
         ("bundle", 1, ("caption", indexed.photos / "0.png", "--model", tmp_path / "nowhere")),
         ("usage", 2, ("caption", tmp_path / "new\nline", "--model", indexed.bundle.path)),
         ("catalog", 1, ("migrate", "--store", tmp_path / "nowhere")),
+        ("store", 1, ("verify", "--rebuild", "--store", tmp_path / "nowhere")),
+        ("usage", 2, ("verify", "--force", "--store", indexed.store)),
+        ("usage", 2, ("verify", "--skip-damaged", "--store", indexed.store)),
     ):
         result = invoke(*command, "--json")
         assert result.exit_code == status, result.output
@@ -418,8 +550,8 @@ def test_caption(indexed: Indexed, tmp_path: Path) -> None:
     assert captions[0]["caption"] == in_catalog[str(good[0])]
     assert captions[3]["caption"] == in_catalog[str(good[1])]
 
-    lines = batchcap(*arguments)
-    assert lines.returncode == 3
+    lines = invoke(*map(os.fsdecode, map(os.fspath, arguments)))
+    assert lines.exit_code == 3
     assert lines.stderr == f"batchcap: {bad}: empty: the file has no bytes\n"
     assert lines.stdout.splitlines() == [
         f"{on_one_line(caption['image'])}\t{caption['caption']}"
@@ -432,6 +564,79 @@ def test_migrate(indexed: Indexed) -> None:
     result = invoke("migrate", "--store", indexed.store)
     assert (result.exit_code, result.stdout) == (0, "the catalog was up to date\n")
     assert json.loads(invoke("migrate", "--store", indexed.store, "--json").stdout) == {"migrated": False}
+
+
+def test_verify(indexed: Indexed, tmp_path: Path) -> None:
+    store = shutil.copytree(indexed.store, tmp_path / "store")
+    result = invoke("verify", "--store", store)
+    assert (result.exit_code, result.stdout) == (0, "1 Parquet file compared, 9 rows equal\n")
+    assert json.loads(invoke("verify", "--store", store, "--json").stdout) == {
+        "parts": 1, "rows": 9, "pending_parts": 0, "unsealed_rows": 0, "counts": {}, "findings": []
+    }  # fmt: skip
+
+    (part,) = (store / "captions").iterdir()
+    other = part.rename(part.with_name("new\nname.parquet"))
+    words = "catalog and Parquet files disagree: 1 part_missing, 1 orphan; put a copy of the file back"
+    result = invoke("verify", "--store", store)
+    assert (result.exit_code, result.stderr) == (1, f"batchcap: {words}\n")
+    assert result.stdout.splitlines() == [
+        "1 Parquet file compared, 0 rows equal",
+        "finding\twhere\twhat",
+        f"part_missing\t{part}\t9 rows are in the catalog alone",
+        f"orphan\t{on_one_line(other)}\tthe catalog knows no such part",
+    ]
+    result = invoke("verify", "--store", store, "--json")
+    assert (result.exit_code, result.stderr) == (1, f"batchcap: {words}\n")
+    found = json.loads(result.stdout)
+    assert found["error"] == {"code": "verification", "message": words}
+    assert found["counts"] == {"orphan": 1, "part_missing": 1}
+    assert found["findings"][1] == {
+        "kind": "orphan", "subject": str(other), "detail": "the catalog knows no such part"
+    }  # fmt: skip
+
+    with (store / "catalog.db").open("r+b") as file:
+        file.write(b"no database")
+    assert_one_line_error(invoke("verify", "--store", store), 1, "not an SQLite database", "verify --rebuild")
+
+
+def test_verify_counts_what_is_not_yet_in_parquet(indexed: Indexed, tmp_path: Path) -> None:
+    store = shutil.copytree(indexed.store, tmp_path / "store")
+    url = f"sqlite:///{store / 'catalog.db'}"
+    with Catalog.open(url, mode="write") as catalog, catalog.run([], ModelInfo("f" * 64, "other"), {}) as run:
+        row = Captioned("/new", 1, 1, None, "new", 1, 1, "PNG", None, "a dog", None, None, None)
+        run.commit([row])
+        catalog.assign_part(run.id)
+        run.commit([replace(row, uri="/newer")])
+    assert invoke("verify", "--store", store).stdout.splitlines() == [
+        "1 Parquet file compared, 9 rows equal",
+        "not yet in Parquet: 1 file to be written, 1 row in none; the next run writes them",
+    ]
+
+
+def test_verify_rebuild(indexed: Indexed, tmp_path: Path) -> None:
+    store = shutil.copytree(indexed.store, tmp_path / "store")
+    assert_one_line_error(invoke("verify", "--rebuild", "--store", store), 1, "is not damaged", "--force")
+    result = invoke("verify", "--rebuild", "--force", "--store", store)
+    (aside,) = store.glob("*.replaced-*")
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        0,
+        [
+            "made again from 1 Parquet file with 9 rows",
+            f"the old catalog is {aside} now",
+            "the next `batchcap index` reads each file once, to see that it is what was captioned",
+        ],
+    )
+    (store / "catalog.db").unlink()
+    # What people try first.
+    result = invoke("index", indexed.photos, "--store", store, "--model", indexed.bundle.path)
+    assert_one_line_error(result, 1, "belongs to another catalog", "batchcap verify --rebuild")
+    result = invoke("verify", "--rebuild", "--store", store, "--json")
+    report = json.loads(result.stdout)
+    assert (report["parts"], report["rows"], report["damaged"]) == (1, 9, [])
+    assert Path(report["aside"]) in set(store.glob("*.replaced-*")) - {aside}
+    assert invoke("verify", "--store", store).exit_code == 0
+    sql = ("sql", "SELECT uri, caption, confidence, captioned_at FROM captions ORDER BY uri", "--store")
+    assert invoke(*sql, store).stdout == invoke(*sql, indexed.store).stdout
 
 
 # --- console ---
@@ -515,6 +720,8 @@ def test_a_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None
                 quarantined=Counter(truncated=1, empty=4),
                 still_quarantined=5,
                 stale=6,
+                vanished=8,
+                moved=1,
                 skipped=Counter(hidden=7),
             ),
             [
@@ -522,6 +729,7 @@ def test_a_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None
                 "4 empty, 1 truncated in quarantine: see batchcap status --quarantine",
                 "5 in quarantine from earlier, not tried again",
                 "6 captioned by another model: --recaption does them again",
+                "8 vanished, 1 of them moved",
                 "skipped: 7 hidden",
             ],
         ),
@@ -529,3 +737,27 @@ def test_a_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_summary(report: RunReport, lines: list[str]) -> None:
     assert summary(report).splitlines() == lines
+
+
+def test_preview_summary() -> None:
+    preview = Preview(
+        to_caption=5000,
+        maybe_known=2,
+        new=5001,
+        changed=1,
+        unchanged=3,
+        quarantined=4,
+        stale=5,
+        vanished=6,
+        known=7,
+        skipped=Counter(excluded=8),
+        estimate_s=65.4,
+    )
+    assert preview_summary(preview).splitlines() == [
+        "5,000 to caption (about 0:01:05 at the pace of the latest run), 2 to hash first: moved or copied?",
+        "of these 5,001 new, 1 changed; 3 unchanged",
+        "4 in quarantine, not to be tried again",
+        "5 captioned by another model",
+        "6 of 7 known files are gone",
+        "skipped: 8 excluded",
+    ]

@@ -19,11 +19,14 @@ from batchcap.collection import (
     FileEntry,
     SkipReason,
     Source,
+    is_gone,
     resolve_sources,
     scan,
     uri_to_path,
+    whole_folders,
 )
 from batchcap.errors import SourceError, SourceNotFoundError, UsageError
+from batchcap.globs import Selection
 
 any_bytes_in_names = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux takes names that are not UTF-8"
@@ -90,7 +93,7 @@ def test_an_escaped_uri_leads_to_its_file_and_is_a_source(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("uri", ["s3://bucket/a.jpg", "relative.jpg", "file://host/a.jpg", ""])
 def test_a_uri_that_is_not_local_has_no_path(uri: str) -> None:
-    with pytest.raises(UsageError, match="only local files are supported so far"):
+    with pytest.raises(UsageError, match="is no local file"):
         uri_to_path(uri)
 
 
@@ -397,9 +400,9 @@ def test_a_message_is_one_line_whatever_the_name(tmp_path: Path) -> None:
         resolve_sources([f"{tmp_path}/line\nbreak"])
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/photos", "gs://bucket", "https://example.com/a.jpg"])
-def test_a_remote_source_is_refused(source: str) -> None:
-    with pytest.raises(UsageError, match="only local sources are supported so far"):
+@pytest.mark.parametrize("source", ["ftp://example.com/photos", "hdfs://cluster/a.jpg"])
+def test_a_source_of_an_unknown_kind_is_refused(source: str) -> None:
+    with pytest.raises(UsageError, match="is of a kind that can't be read"):
         resolve_sources([source])
 
 
@@ -419,3 +422,53 @@ def test_counts_may_be_asked_for_by_reason_or_by_text(tmp_path: Path) -> None:
     skipped: Counter[str] = Counter()
     list(scan(resolve_sources([str(tmp_path)]), skipped=skipped))
     assert skipped["not_an_image"] == skipped[SkipReason.NOT_AN_IMAGE] == 1
+
+
+def test_a_selection_leaves_out_and_counts(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.png", "raw/c.jpg", "raw/deep/d.jpg", "e.txt")
+    skipped: Counter[str] = Counter()
+    selection = Selection.of(["*.jpg"], ["raw"])
+    found = [
+        entry.uri for entry in scan(resolve_sources([str(tmp_path)]), skipped=skipped, selection=selection)
+    ]
+    assert found == [str(tmp_path / "a.jpg")]
+    # The folder counts once: it was not listed.
+    assert skipped == {"excluded": 2, "not_an_image": 1}
+    # What is named itself is taken; a pattern is relative to each source.
+    named = resolve_sources([str(tmp_path / "b.png"), str(tmp_path / "raw")])
+    found = [
+        entry.uri for entry in scan(named, skipped=skipped, selection=Selection.of([], ["b.png", "/deep"]))
+    ]
+    assert found == [str(tmp_path / "b.png"), str(tmp_path / "raw" / "c.jpg")]
+
+
+def test_whole_folders(tmp_path: Path) -> None:
+    make(tmp_path, "a/b.jpg", "a/.hidden/c.jpg", "d.jpg")
+    sources = [
+        str(tmp_path / "a"),
+        str(tmp_path / "a" / ".hidden"),
+        str(tmp_path / "d.jpg"),
+        f"{tmp_path}/*.jpg",
+    ]
+    assert whole_folders(resolve_sources(sources)) == [f"{tmp_path}/a/", f"file://{tmp_path}/a/"]
+    assert whole_folders(resolve_sources(["/"])) == ["/", "file:///"]
+
+
+@any_bytes_in_names
+def test_a_whole_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    make(tmp_path, "caf\udce9/b.jpg")
+    assert whole_folders(resolve_sources([str(tmp_path / "caf\udce9")])) == [f"file://{tmp_path}/caf%E9/"]
+
+
+def test_what_is_certainly_gone(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg/c.jpg")
+    (tmp_path / "link.jpg").symlink_to("nothing")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    gone = {
+        name: is_gone(str(tmp_path / name))
+        for name in ("a.jpg", "no.jpg", "a.jpg/d.jpg", "link.jpg", "b.jpg")
+    }
+    assert gone == {"a.jpg": False, "no.jpg": True, "a.jpg/d.jpg": True, "link.jpg": True, "b.jpg": True}
+    # Whatever else the system says, it does not say that there is none.
+    assert not is_gone(str(tmp_path / "loop.jpg"))
+    assert not is_gone(str(tmp_path / ("x" * 300)))

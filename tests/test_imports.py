@@ -16,27 +16,59 @@ ROOT = Path(__file__).parents[1]
 # `batchcap`, a module of `jobs`, or a whole top-level package. `batchcap` alone is its `__init__.py`.
 _CORE = {"batchcap", "batchcap.errors", "batchcap.captioner"}
 _LOADING = {"batchcap.loading", "batchcap.decoder_child"}
-_MIDDLE = _CORE | _LOADING | {"batchcap.collection", "batchcap.catalog", "batchcap.parts"}
-_RUNS = _MIDDLE | {"batchcap.pipeline", "batchcap.submit"}
+_MIDDLE = (
+    _CORE
+    | _LOADING
+    | {*("batchcap.balance", "batchcap.globs", "batchcap.storage", "batchcap.collection")}
+    | {"batchcap.catalog", "batchcap.parts"}
+)
+_STAGES = _MIDDLE | {"batchcap.run_options", "batchcap.run_report", "batchcap.stages"}
+_RUNS = _STAGES | {
+    *("batchcap.pipeline", "batchcap.preview", "batchcap.observers", "batchcap.report", "batchcap.submit"),
+    *("batchcap.verify", "batchcap.rebuild", "batchcap.thumbnails", "batchcap.contact_sheet"),
+    *("batchcap.exchange", "batchcap.forgetting"),
+}
 MAY_IMPORT = {
     "batchcap": _RUNS,  # its public names, and these lazily: see below
     "batchcap.errors": set[str](),
+    "batchcap.publishing": set[str](),
+    "batchcap.balance": set[str](),
     "batchcap.captioner": {"batchcap", "batchcap.errors"},
-    "batchcap.collection": _CORE,
-    "batchcap.catalog": _CORE,
-    "batchcap.parts": _CORE,
-    "batchcap.decoder_child": _CORE,
+    "batchcap.globs": set[str](),
+    "batchcap.storage": _CORE | {"batchcap.globs"},
+    "batchcap.collection": _CORE | {"batchcap.globs", "batchcap.storage"},
+    "batchcap.catalog": _CORE | {"batchcap.publishing"},
+    "batchcap.parts": _CORE | {"batchcap.publishing"},
+    "batchcap.decoder_child": _CORE | {"batchcap.storage"},
     "batchcap.loading": _CORE | {"batchcap.decoder_child"},
-    "batchcap.ray_runtime": _MIDDLE,
-    "batchcap.pipeline": _MIDDLE | {"batchcap.ray_runtime"},
-    "batchcap.submit": _MIDDLE,
+    "batchcap.run_options": _MIDDLE,
+    "batchcap.run_report": _MIDDLE,
+    "batchcap.stages": _MIDDLE,
+    "batchcap.in_process": _STAGES,
+    "batchcap.model_copies": _CORE,
+    "batchcap.ray_start": _CORE | {"batchcap.balance"},
+    "batchcap.ray_background": _STAGES | {"batchcap.ray_start"},
+    "batchcap.ray_cluster": _STAGES | {"batchcap.model_copies", "batchcap.ray_start"},
+    "batchcap.ray_runtime": _STAGES | {"batchcap.ray_cluster", "batchcap.ray_start"},
+    "batchcap.pipeline": _STAGES
+    | {"batchcap.in_process", "batchcap.ray_background", "batchcap.ray_cluster", "batchcap.ray_runtime"},
+    "batchcap.verify": _MIDDLE | {"batchcap.publishing"},
+    "batchcap.rebuild": _MIDDLE | {"batchcap.verify"},
+    "batchcap.preview": _STAGES,
+    "batchcap.observers": _STAGES,
+    "batchcap.thumbnails": _MIDDLE,
+    "batchcap.contact_sheet": _MIDDLE | {"batchcap.publishing", "batchcap.thumbnails"},
+    "batchcap.forgetting": _MIDDLE,
+    "batchcap.exchange": _MIDDLE | {"batchcap.publishing"},
+    "batchcap.report": _STAGES | {"batchcap.observers", "batchcap.thumbnails"},
+    "batchcap.submit": _CORE,
     "batchcap.console": _RUNS,
     "batchcap.cli": _RUNS | {"batchcap.console", "batchcap.serving"},
-    "batchcap.serving": _RUNS,
+    "batchcap.serving": _CORE | _LOADING | {"batchcap.catalog", "batchcap.storage"},
     "batchcap.__main__": {"batchcap.cli"},
     "model_training": _CORE | {"model_training.retrieval"},
     "model_training.retrieval": _CORE | {"model_training", "batchcap.catalog"},
-    "jobs.index_images": _RUNS,
+    "jobs.index_images": {"batchcap.cli"},
     "jobs.train": _CORE | {"model_training"},
     "sql": {"batchcap.catalog"},
 }
@@ -45,25 +77,50 @@ MAY_IMPORT = {
 _CAPTIONER_NETWORK = (
     "batchcap.captioner.attention",
     "batchcap.captioner.backbone",
+    "batchcap.captioner.cached_attention",
     "batchcap.captioner.captioner",
     "batchcap.captioner.decoding",
     "batchcap.captioner.model",
+    "batchcap.captioner.runtime",
 )
 ONLY = {
     "alembic": ("batchcap.catalog", "sql"),
+    "fastapi": ("batchcap.serving",),
+    "h11": ("batchcap.serving",),
+    "huggingface_hub": ("batchcap.captioner.transformers_files",),
+    "jinja2": ("batchcap.serving",),
     "keras": ("batchcap.captioner", "model_training"),
     "matplotlib": ("model_training",),
-    "ray": ("batchcap.ray_runtime", "batchcap.submit", "batchcap.serving", "jobs"),
-    "sqlalchemy": ("batchcap.catalog", "sql"),
+    "openvino": ("batchcap.captioner.runtime",),
+    "psycopg": ("batchcap.catalog.postgresql", "batchcap.catalog.postgresql_query"),
+    "ray": (
+        *("batchcap.model_copies", "batchcap.ray_start", "batchcap.ray_cluster", "batchcap.ray_runtime"),
+        *("batchcap.submit", "jobs"),
+    ),
+    "prometheus_client": ("batchcap.observers", "batchcap.serving"),
+    "pydantic": ("batchcap.serving",),
+    "python_multipart": ("batchcap.serving",),
+    "pyarrow.fs": ("batchcap.storage.objects",),
+    "simplejpeg": ("batchcap.captioner.jpeg",),
+    "sqlalchemy": ("batchcap.catalog", "batchcap.storage.queries", "sql"),
+    "starlette": ("batchcap.serving",),
     "tensorflow": ("batchcap.captioner", "model_training"),
+    "torch": ("batchcap.captioner.transformers_captioner",),
+    "transformers": ("batchcap.captioner.transformers_captioner",),
+    "uvicorn": ("batchcap.serving",),
     "wandb": ("model_training.tracking",),
 }
 
 # Who may import it at module level: whoever imports these modules gets the library too.
 EAGERLY = ONLY | {
     "alembic": ("sql",),
+    "huggingface_hub": (),
     "keras": (*_CAPTIONER_NETWORK, "model_training"),
     "matplotlib": (),
+    "openvino": (),
+    "prometheus_client": ("batchcap.serving",),
+    "simplejpeg": (),
+    "sqlalchemy": ("batchcap.catalog", "sql"),
     "tensorflow": (*_CAPTIONER_NETWORK, "model_training"),
     "wandb": (),
 }
@@ -209,10 +266,13 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.rpartition("loaded:")[2].split())
 
 
+OF_TRANSFORMERS = {"huggingface_hub", "torch", "transformers"}
 LIGHT = (
     *("batchcap.captioner.bundle", "batchcap.captioner.images", "batchcap.captioner.tokenizer"),
+    *("batchcap.captioner.sources", "batchcap.captioner.transformers_source"),
     *("batchcap.catalog", "batchcap.collection", "batchcap.parts"),
     *("batchcap.decoder_child", "batchcap.loading"),
+    *("batchcap.verify", "batchcap.rebuild"),
 )
 
 
@@ -221,17 +281,18 @@ def test_the_light_modules_load_nothing_heavy() -> None:
     assert len(modules) >= 3
     loaded = loaded_after(f"import {', '.join(modules)}")
     assert "batchcap" in loaded
-    assert not loaded & {"ray", "tensorflow", "keras", "wandb", "pandas", "alembic"}
+    assert not loaded & {"ray", "tensorflow", "keras", "wandb", "pandas", "alembic", *OF_TRANSFORMERS}
 
 
 def test_a_run_that_finds_nothing_to_do_loads_nothing_heavy() -> None:
-    assert not loaded_after("import batchcap.pipeline") & {"ray", "tensorflow", "keras"}
+    loaded = loaded_after("import batchcap.pipeline, batchcap.captioner.sources")
+    assert not loaded & {"ray", "tensorflow", "keras", *OF_TRANSFORMERS}
 
 
-def test_the_driver_of_a_run_never_loads_tensorflow() -> None:
-    loaded = loaded_after("import batchcap.ray_runtime")
+def test_the_driver_of_a_run_on_ray_never_loads_tensorflow() -> None:
+    loaded = loaded_after("import batchcap.ray_runtime, batchcap.captioner.sources")
     assert "ray" in loaded
-    assert not loaded & {"tensorflow", "keras"}
+    assert not loaded & {"tensorflow", "keras", *OF_TRANSFORMERS}
 
 
 def test_only_the_catalog_loads_sqlalchemy() -> None:
@@ -239,7 +300,9 @@ def test_only_the_catalog_loads_sqlalchemy() -> None:
 
 
 @pytest.mark.skipif("batchcap.cli" not in sources(), reason="there is no command line yet")
-@pytest.mark.parametrize("arguments", [["--help"], ["index", "--help"], ["search", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["index", "--help"], ["search", "--help"], ["serve", "--help"]]
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     loaded = loaded_after(
         "import sys\n"
@@ -248,4 +311,5 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try:\n    main()\nexcept SystemExit as exit:\n    assert not exit.code, exit.code"
     )
     assert "typer" in loaded
-    assert not loaded & {"ray", "tensorflow", "keras", "wandb", "pandas", "sqlalchemy", "alembic"}
+    heavy = {"ray", "tensorflow", "keras", "wandb", "pandas", "sqlalchemy", "alembic", "fastapi", "uvicorn"}
+    assert not loaded & {*heavy, *OF_TRANSFORMERS}

@@ -25,19 +25,29 @@ POISON_PLUGIN = """
 import os, threading
 from PIL import Image, ImageFile
 
+opened = 0
+
 def accept(prefix):
+    global opened
+    opened += 1
+    if prefix.startswith(b"HARMED!!") and opened > 1:
+        os.abort()
     if prefix.startswith(b"CRASHME!"):
         os.abort()
     if prefix.startswith(b"HANGME!!"):
         threading.Event().wait()
     if prefix.startswith(b"EXITME!!"):
         os._exit(0)
+    if prefix.startswith(b"GROWME!!"):
+        bytes(6 * 2**30)
     return False
 
 class PoisonImageFile(ImageFile.ImageFile):
     format = "POISON"
 
-Image.register_open("POISON", PoisonImageFile, accept)
+# In the place of a format that is read; all are registered first, or this one would be overwritten.
+Image.init()
+Image.register_open("QOI", PoisonImageFile, accept)
 """
 
 
@@ -182,10 +192,9 @@ def test_a_file_that_cannot_be_opened_in_time(tmp_path: Path) -> None:
     """A FIFO that nobody writes to, as a dead network drive would: `open` itself hangs."""
     os.mkfifo(tmp_path / "fifo.jpg")
     good = make_photo(tmp_path / "good.jpg", 1)
-    with ImageLoader(SPEC, 1.0) as loader:
+    with ImageLoader(SPEC, TIMEOUT_S) as loader:
         (loaded,) = loader.load([str(tmp_path / "fifo.jpg")])
         assert loaded.reason is Reason.TIMEOUT
-    with ImageLoader(SPEC, TIMEOUT_S) as loader:
         assert_equals_in_process(loader.load([str(good)])[0], good)
 
 
@@ -195,6 +204,25 @@ def test_several_bad_files_in_one_batch(loader: ImageLoader, tmp_path: Path) -> 
     bad = [write(tmp_path / f"bad{number}.jpg", b"CRASHME!") for number in range(2)]
     loaded = loader.load([str(path) for path in (bad[0], good, bad[1])])
     assert [one.reason for one in loaded] == [Reason.WORKER_CRASH, None, Reason.WORKER_CRASH]
+
+
+@pytest.mark.usefixtures("_poison")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit does not count such memory")
+def test_a_file_that_takes_all_memory_is_too_large(loader: ImageLoader, tmp_path: Path) -> None:
+    good = make_photo(tmp_path / "good.jpg", 1)
+    bad = write(tmp_path / "bad.jpg", b"GROWME!!")
+    loaded = loader.load([str(bad), str(good)])
+    assert [one.reason for one in loaded] == [Reason.TOO_LARGE, None]
+
+
+@pytest.mark.usefixtures("_poison")
+def test_a_file_is_condemned_only_by_a_decoder_of_its_own(loader: ImageLoader, tmp_path: Path) -> None:
+    """What an earlier file left behind may crash the decoder later, at a file that is good."""
+    harmed = write(tmp_path / "harmed.jpg", b"HARMED!!" + make_photo(tmp_path / "good.jpg", 1).read_bytes())
+    good = str(tmp_path / "good.jpg")
+    # The plugin crashes the decoder at this one, unless it is the first file that it opens.
+    loaded = loader.load([good, str(harmed), good, str(harmed)])
+    assert [one.reason for one in loaded] == [None, Reason.UNSUPPORTED, None, Reason.UNSUPPORTED]
 
 
 @pytest.mark.usefixtures("_poison")

@@ -24,7 +24,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_carries_code_migrations_queries_and_the_model(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
-        "batchcap/cli.py",
+        "batchcap/cli/__init__.py",
+        "batchcap/serving/static/page.js",
+        "batchcap/serving/templates/base.html",
         "batchcap/_sql/env.py",
         "batchcap/models/default/weights.safetensors",
         "model_training/train_model.py",

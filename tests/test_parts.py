@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from batchcap import parts
 from batchcap.catalog import Captioned, Catalog, ModelInfo, PartRow, Run
 from batchcap.errors import StoreError
+from batchcap.verify import verify_store
+from tests.postgresql import EmptyCatalogs
 
 MODEL = ModelInfo("f" * 64, "small")
 SQL = """\
 SELECT uri, text, caption.confidence, log_prob, token_count, caption.source, caption.fingerprint, model.name,
-       width, height, format, image.size_bytes, taken_at, result.content_hash, run_id, caption.created_at
+       width, height, format, image.size_bytes, taken_at, result.content_hash, run_id, caption.created_at,
+       camera, latitude, longitude
 FROM result JOIN caption ON caption.id = result.caption_id
 JOIN image ON image.content_hash = result.content_hash
 JOIN model ON model.fingerprint = caption.fingerprint ORDER BY result.id"""
@@ -41,6 +44,9 @@ def captioned(number: int) -> Captioned:
         log_prob=-number / 3,
         confidence=None if number % 3 else 1 / (number + 3),
         token_count=number,
+        camera=None if number % 2 else f"Zoë {number}",
+        latitude=None if number % 3 else number / 7,
+        longitude=None if number % 3 else -number / 3,
     )
 
 
@@ -65,20 +71,18 @@ def again(catalog: Catalog) -> Run:
     return catalog.run(["/photos"], MODEL, {})
 
 
-def str_of(moment: datetime) -> str:
-    """A time as SQLite holds it."""
-    return moment.isoformat(" ", "microseconds")
+def str_of(value: object) -> object:
+    """A time as SQLite holds it, whatever PostgreSQL does; other values as they are."""
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None).isoformat(" ", "microseconds")
+    return value
 
 
 def assert_equal_in_both(catalog: Catalog, store: parts.Store) -> None:
     """Every result is in exactly one part, as it is in SQL, and nothing else is there."""
     with catalog.query(SQL) as result:
-        expected = [tuple(row) for row in result.rows]
-    found = [tuple(row.values()) for row in parts.read_parts(store).to_pylist()]
-    text = [
-        (*row[:12], row[12] and str_of(row[12]), *row[13:15], str_of(row[15].replace(tzinfo=None)))
-        for row in found
-    ]
+        expected = [tuple(map(str_of, row)) for row in result.rows]
+    text = [tuple(map(str_of, row.values())) for row in parts.read_parts(store).to_pylist()]
     # Within a part the order is SQL's; between the parts of two runs it is that of their random names.
     assert sorted(text, key=str) == sorted(expected, key=str)
     assert catalog.unsealed_count() == 0
@@ -252,7 +256,7 @@ def test_damaged_and_foreign_parts_are_named(store: parts.Store) -> None:
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(StoreError, match="schema version none"):
         parts.read_parts(store)
-    newer = parts.PART_SCHEMA.with_metadata({"batchcap.schema_version": "2"})
+    newer = parts.PART_SCHEMA.with_metadata({"batchcap.schema_version": "3"})
     pq.write_table(newer.empty_table(), path)
     with pytest.raises(StoreError, match="install the newest"):
         parts.read_parts(store)
@@ -275,6 +279,9 @@ ROWS = st.builds(
     log_prob=st.none() | st.floats(max_value=0, allow_nan=False, allow_infinity=False),
     confidence=st.none() | st.floats(0, 1),
     token_count=st.none() | st.integers(0, 2**31 - 1),
+    camera=st.none() | TEXTS,
+    latitude=st.floats(-90, 90),
+    longitude=st.floats(-180, 180),
 )
 
 
@@ -284,12 +291,25 @@ def test_any_row_comes_back_as_it_was(
     batch: list[Captioned], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("round_trip")
-    with Catalog.open(f"sqlite:///{folder}/catalog.db", mode="write") as catalog:
+    check_round_trip(batch, f"sqlite:///{folder}/catalog.db", folder)
+
+
+@settings(max_examples=10, deadline=None)
+@given(batch=st.lists(ROWS, max_size=10))
+def test_any_row_comes_back_from_postgresql_as_it_was(
+    batch: list[Captioned], postgres_catalogs: EmptyCatalogs, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    check_round_trip(batch, postgres_catalogs.new(), tmp_path_factory.mktemp("round_trip"))
+
+
+def check_round_trip(batch: list[Captioned], url: str, folder: Path) -> None:
+    with Catalog.open(url, mode="write") as catalog:
         store = parts.open_store(folder, catalog.uuid)
         with again(catalog) as run:
             run.commit(batch)
             parts.seal(catalog, store, run)
         assert_equal_in_both(catalog, store)
+        assert verify_store(catalog, folder).findings == []
     # The first of two rows of one content is the one that stays.
     first = {row.content_hash: row for row in reversed(batch)}
     expected = {(row.uri, row.content_hash): first[row.content_hash] for row in batch}
@@ -305,6 +325,9 @@ def test_any_row_comes_back_as_it_was(
             "log_prob",
             "confidence",
             "token_count",
+            "camera",
+            "latitude",
+            "longitude",
         )
         assert all(row[name] == getattr(expected[key], name) for name in names)
         assert row["caption"] == expected[key].text
@@ -322,3 +345,64 @@ def test_duckdb_reads_it_without_batchcap(catalog: Catalog, store: parts.Store, 
     with duckdb.connect() as connection:
         query = f"SELECT count(*), min(caption) FROM '{store.captions}/*.parquet'"
         assert connection.sql(query).fetchall() == [(3, "a dog")]
+
+
+FIRST_VERSION = parts.PART_SCHEMA.names[:-3]
+
+
+def as_version_1(path: Path) -> None:
+    """Writes a part as the first version of batchcap did."""
+    table = pq.read_table(path).select(FIRST_VERSION)
+    pq.write_table(table.replace_schema_metadata({"batchcap.schema_version": "1"}), path, compression="zstd")
+
+
+def test_parts_of_both_versions_are_read_together(
+    catalog: Catalog, store: parts.Store, run: Run, tmp_path: Path
+) -> None:
+    blind = dict.fromkeys(("camera", "latitude", "longitude"))
+    run.commit([dataclasses.replace(captioned(number), **blind) for number in range(3)])
+    (old,) = parts.seal(catalog, store, run)
+    run.commit([captioned(number) for number in range(6, 9)])
+    (new,) = parts.seal(catalog, store, run)
+    as_version_1(store.captions / old.name)
+    catalog.finish_part(old.name, 3, parts.sha256_of(store.captions / old.name))
+
+    table = parts.read_parts(store)
+    assert table.schema.equals(parts.PART_SCHEMA)
+    assert table["camera"].to_pylist() == [None] * 3 + ["Zoë 6", None, "Zoë 8"]
+    assert_equal_in_both(catalog, store)
+    assert verify_store(catalog, store.path).findings == []
+
+    # As it is written again where a run was killed before the catalog knew of it, by the older batchcap.
+    before = (store.captions / old.name).read_bytes()
+    parts._write(catalog, store, old)
+    assert (store.captions / old.name).read_bytes() == before
+
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect() as connection:
+        where = f"'{store.captions}/*.parquet'"
+        query = f"SELECT uri, camera FROM read_parquet({where}, union_by_name = true) ORDER BY uri"
+        assert connection.sql(query).fetchall() == [(row["uri"], row["camera"]) for row in table.to_pylist()]
+        # Who asks for what was there before need not know of it.
+        assert connection.sql(f"SELECT count(caption) FROM read_parquet({where})").fetchall() == [(6,)]
+
+    # A part that claims to be of another version than its columns are.
+    wrong = pq.read_table(store.captions / new.name)
+    pq.write_table(wrong.replace_schema_metadata({"batchcap.schema_version": "1"}), store.captions / new.name)
+    with pytest.raises(StoreError, match="other columns"):
+        parts.read_parts(store)
+
+
+def test_what_the_catalog_says_otherwise_than_a_part_is_found(
+    catalog: Catalog, store: parts.Store, run: Run
+) -> None:
+    run.commit([captioned(6)])
+    parts.seal(catalog, store, run)
+    with catalog._database.write() as connection:
+        connection.exec_driver_sql("UPDATE image SET camera = 'another'")
+    (finding,) = verify_store(catalog, store.path).findings
+    assert "camera is 'Zoë 6' in the file and 'another' in the catalog" in finding.detail
+    with catalog._database.write() as connection:
+        connection.exec_driver_sql("UPDATE image SET camera = NULL")
+    (finding,) = verify_store(catalog, store.path).findings
+    assert "camera is 'Zoë 6' in the file and None in the catalog" in finding.detail

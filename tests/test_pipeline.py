@@ -1,4 +1,7 @@
-"""Whole runs: files in, captions in SQL and Parquet out, on real Ray."""
+"""Whole runs: files in, captions in SQL and Parquet out.
+
+Most have few files, which are captioned in this process; what Ray's workers may do otherwise has tests too.
+"""
 
 import os
 import shutil
@@ -7,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -18,11 +22,15 @@ from batchcap.captioner.images import decode_image
 from batchcap.captioner.protocol import CaptionerSource
 from batchcap.catalog import Catalog, Failure, ModelInfo
 from batchcap.errors import CatalogBusyError, PipelineError, Reason, SourceError, SourceNotFoundError
-from batchcap.pipeline import IndexOptions, Progress, RunReport, _Breaker, index_collection
+from batchcap.in_process import InProcess
+from batchcap.pipeline import _Breaker, index_collection
+from batchcap.rebuild import rebuild_catalog
+from batchcap.run_options import IndexOptions
+from batchcap.run_report import Progress, RunReport
+from batchcap.verify import verify_store
 from tests.conftest import make_photo
 from tests.costless import Costless
-
-pytestmark = pytest.mark.usefixtures("local_ray")
+from tests.exif_blocks import WHOLE, saved, whole
 
 
 class Watched(Progress):
@@ -102,34 +110,122 @@ def collection(tmp_path: Path) -> Iterator[Collection]:
         yield Collection(tmp_path / "photos", tmp_path / "store", catalog)
 
 
+def test_where_pictures_were_taken_may_be_left_out_and_comes_with_a_later_run(
+    collection: Collection, tmp_path: Path
+) -> None:
+    (collection.photos / "0.png").write_bytes(saved("PNG", exif=b"Exif\0\0" + whole()))
+    facts = "SELECT DISTINCT camera, latitude, longitude FROM captions WHERE camera IS NOT NULL"
+    collection.index(gps=False)
+    assert collection.query(facts) == [(WHOLE.camera, None, None)]
+    opened = parts.open_store(collection.store, collection.catalog.uuid)
+    assert set(parts.read_parts(opened)["latitude"].to_pylist()) == {None}
+    collection.index(Costless("other"), recaption=True)
+    assert collection.query(facts) == [(WHOLE.camera, WHOLE.latitude, WHOLE.longitude)]
+    assert verify_store(collection.catalog, collection.store).findings == []
+    collection.catalog.close()
+    url = f"sqlite:///{collection.store / 'catalog.db'}"
+    rebuild_catalog(url, collection.store, force=True)
+    with Catalog.open(url) as rebuilt:
+        with rebuilt.query(facts) as found:
+            assert list(found.rows) == [(WHOLE.camera, WHOLE.latitude, WHOLE.longitude)]
+        assert verify_store(rebuilt, collection.store).findings == []
+
+
+def test_the_report_says_where_the_time_went(collection: Collection) -> None:
+    report = collection.index(batch_size=2)
+    # Blocks of two files and of one: the one that is committed first starts the clock, whichever it is.
+    assert report.captioned == 3
+    assert report.timed_files in (1, 2)
+    stages = report.stages
+    assert stages is not None
+    assert stages.resources.loaders >= stages.resources.caption_workers == 1
+    assert min(stages.loading_s, stages.captioning_s, stages.committing_s) > 0
+    # Nothing waits where the next batch is there before this one ends.
+    assert stages.waiting_s >= 0
+    assert stages.elapsed_s == report.captioning_s
+    # One commit leaves nothing to measure; nor does none.
+    make_photo(collection.photos / "more.png", 9)
+    assert collection.index().stages is None
+    assert collection.index().stages is None
+
+
+def test_a_rebuilt_catalog_knows_what_was_captioned(collection: Collection) -> None:
+    collection.index()
+    before = collection.captions()
+    collection.catalog.close()
+    (collection.store / "catalog.db").unlink()
+    url = f"sqlite:///{collection.store / 'catalog.db'}"
+    assert rebuild_catalog(url, collection.store).rows == 3
+    assert collection.captions() == before
+    report = collection.index()
+    assert (report.captioned, report.known, report.unchanged) == (0, 3, 0)
+    assert collection.index().unchanged == 3
+    # A picture that was changed since is captioned, and so is a new one.
+    make_photo(collection.photos / "0.png", 10)
+    make_photo(collection.photos / "new.png", 11)
+    assert collection.index().captioned == 2
+    assert verify_store(collection.catalog, collection.store).findings == []
+
+
+def test_what_was_captioned_is_kept_when_the_run_is_cut_short(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that follow closely are committed together, and also where nothing follows them any more."""
+    monkeypatch.setattr("batchcap.pipeline._COMMIT_INTERVAL_S", 1e9)
+    commits: list[int] = []
+
+    class Interrupted(Progress):
+        def advance(self, files: int, quarantined: int) -> None:
+            commits.append(files)
+
+    caption_files = InProcess.caption_files
+
+    def interrupted(*args: object) -> Iterator[pa.Table]:
+        yield from caption_files(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InProcess, "caption_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index_collection(
+            [str(collection.photos)],
+            collection.catalog,
+            collection.store,
+            Costless(),
+            options=IndexOptions(batch_size=1),
+            progress=Interrupted(),
+        )
+    monkeypatch.undo()
+    # The first block at once, the second when the run was cut short.
+    assert sorted(commits) == [1, 2]
+    assert collection.index().unchanged == 3
+
+
 def touch(path: Path, ns: int = 10**18) -> None:
     os.utime(path, ns=(ns, ns))
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_ray_captions_as_the_captioner_does_and_another_model_does_it_again(
     collection: Collection, tiny_bundle: Bundle, photos: Path
 ) -> None:
+    """With beams that are not the bundle's own: a worker gets them with it."""
     collection.photos = photos
-
-    def in_process(bundle: Bundle) -> dict[str, str]:
-        files = sorted(photos.iterdir())
-        pixels = [decode_image(file.read_bytes(), bundle.image_spec) for file in files]
-        found = Captioner(bundle, batch_size=8).caption(pixels)
-        return {file.name: caption.text for file, caption in zip(files, found, strict=True)}
-
-    greedy = in_process(tiny_bundle)
-    report = collection.index(tiny_bundle, batch_size=8)
+    names = [file.name for file in sorted(photos.iterdir())]
+    report = collection.index(batch_size=8, in_process_files=0)
     assert (report.captioned, report.known, report.unchanged, report.stale) == (40, 0, 0, 0)
-    assert collection.captions() == greedy
+    costless = collection.expected(*names)
+    assert collection.captions() == costless
 
     beams = replace(tiny_bundle, generation=GenerationConfig(num_beams=3))
     report = collection.index(beams)
     assert (report.captioned, report.unchanged, report.stale) == (0, 40, 40)
-    assert collection.captions() == greedy
+    assert collection.captions() == costless
 
-    report = collection.index(beams, recaption=True, batch_size=8)
+    report = collection.index(beams, recaption=True, batch_size=8, in_process_files=39)
     assert (report.captioned, report.unchanged, report.stale) == (40, 0, 0)
-    assert collection.captions() == in_process(beams)
+    pixels = [decode_image((photos / name).read_bytes(), beams.image_spec) for name in names]
+    found = Captioner(beams, batch_size=8).caption(pixels)
+    assert collection.captions() == {name: caption.text for name, caption in zip(names, found, strict=True)}
     # History is kept, in both.
     assert collection.query("SELECT count(*), count(DISTINCT fingerprint) FROM caption") == [(80, 2)]
     assert sum(collection.log().values()) == 80
@@ -148,7 +244,9 @@ def test_files_that_change(collection: Collection) -> None:
     (photos / "2.png").rename(photos / "moved.png")
     report = collection.index()
     assert (report.captioned, report.known, report.unchanged) == (0, 3, 1)
-    assert collection.captions() == {**before, "copy.png": before["1.png"], "moved.png": before["2.png"]}
+    moved = before.pop("2.png")
+    assert collection.captions() == {**before, "copy.png": before["1.png"], "moved.png": moved}
+    assert (report.vanished, report.moved) == (1, 1)
     report = collection.index()
     assert (report.captioned, report.known, report.unchanged) == (0, 0, 4)
 
@@ -162,6 +260,21 @@ def test_files_that_change(collection: Collection) -> None:
     assert collection.captions()["0.png"] == "costless red 255 green 0 blue 0"
     assert collection.captions()["1.png"] == collection.expected("1.png")["1.png"] != before["1.png"]
     assert collection.captions()["copy.png"] == before["1.png"]
+
+
+def test_a_catalog_in_postgresql(collection: Collection, postgres_url: str, tmp_path: Path) -> None:
+    with Catalog.open(postgres_url, mode="write") as catalog:
+        collection = Collection(collection.photos, tmp_path / "another store", catalog)
+        (collection.photos / "bad.png").touch()
+        first = collection.index()
+        assert (first.captioned, first.quarantined) == (3, {"empty": 1})
+        assert collection.captions() == collection.expected("0.png", "1.png", "2.png")
+        (collection.photos / "0.png").rename(collection.photos / "moved.png")
+        make_photo(collection.photos / "1.png", 7)
+        second = collection.index()
+        assert (second.captioned, second.known, second.unchanged) == (1, 1, 1)
+        assert collection.captions() == collection.expected("moved.png", "1.png", "2.png")
+        assert catalog.search("costless").total == 3
 
 
 def test_bad_files_and_their_repair(collection: Collection) -> None:
@@ -191,15 +304,17 @@ def test_bad_files_and_their_repair(collection: Collection) -> None:
     assert attempts == {"empty.jpg": 1, "text.jpg": 2}
 
 
+@pytest.mark.usefixtures("local_ray", "poison")
 def test_poison_costs_itself_alone_and_is_tried_three_times(collection: Collection) -> None:
+    """Whoever loads it: Ray's workers, then this process."""
     (collection.photos / "crash.jpg").write_bytes(b"CRASHME")
     (collection.photos / "hang.jpg").write_bytes(b"HANGME!")
-    report = collection.index(decode_timeout_s=2)
+    report = collection.index(decode_timeout_s=2, in_process_files=4)
     assert report.captioned == 3
     assert report.quarantined == {"worker_crash": 1, "timeout": 1}
     assert collection.captions() == collection.expected("0.png", "1.png", "2.png")
     for attempts in (2, 3):
-        report = collection.index(decode_timeout_s=0.5)
+        report = collection.index(decode_timeout_s=2)
         assert report.quarantined == {"worker_crash": 1, "timeout": 1}
         assert [bad.attempts for bad in collection.catalog.quarantine()] == [attempts, attempts]
     report = collection.index()
@@ -296,19 +411,6 @@ def test_sources_without_images(
     make(collection.photos)
     with pytest.raises(error, match=message):
         collection.index()
-
-
-def test_damaged_weights_are_named(collection: Collection, tiny_bundle: Bundle, tmp_path: Path) -> None:
-    path = shutil.copytree(tiny_bundle.path, tmp_path / "damaged")
-    weights = path / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(PipelineError) as caught:
-        collection.index(Bundle.open(path))
-    message = str(caught.value)
-    assert str(weights) in message
-    assert "damaged" in message
-    assert "\n" not in message
-    assert collection.catalog.status().runs[0].state == "failed"
 
 
 def test_copies_are_sealed_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

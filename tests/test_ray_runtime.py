@@ -1,74 +1,28 @@
-"""The two stages and how Ray runs them."""
+"""How Ray runs the two stages."""
 
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import ray
 
-from batchcap.captioner.images import decode_image
-from batchcap.collection import FileEntry
-from batchcap.errors import PipelineError
-from batchcap.pipeline import IndexOptions
-from batchcap.ray_runtime import (
-    CAPTIONED_SCHEMA,
-    FILE_SCHEMA,
-    LOADED_SCHEMA,
-    CaptionWorker,
-    LoadImages,
-    Resources,
-    _cause,
-    build_dataset,
-    caption_files,
-    share_out,
-)
-from tests.conftest import make_photo
+from batchcap.balance import ComputeOptions, share_out
+from batchcap.errors import ClusterError, PipelineError
+from batchcap.ray_cluster import check_address, wait_for_room
+from batchcap.ray_runtime import _pools, build_dataset, caption_files, machine_resources
+from batchcap.ray_start import one_line
+from batchcap.run_options import IndexOptions
+from batchcap.stages import FILE_SCHEMA
+from tests.conftest import table_of
 from tests.costless import Costless
 from tests.processes import descendants, ends, title
 
 
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "expected"),
-    [
-        (1, 0, Resources(caption_workers=1, gpus_per_worker=0, threads_per_worker=1, loaders=1)),
-        (2, 0, Resources(caption_workers=1, gpus_per_worker=0, threads_per_worker=2, loaders=1)),
-        (16, 0, Resources(caption_workers=4, gpus_per_worker=0, threads_per_worker=4, loaders=8)),
-        (16, 2, Resources(caption_workers=2, gpus_per_worker=1, threads_per_worker=8, loaders=8)),
-        (4, 8, Resources(caption_workers=8, gpus_per_worker=1, threads_per_worker=1, loaders=2)),
-    ],
-)
-def test_share_out(cpus: int, gpus: int, expected: Resources) -> None:
-    assert share_out(cpus, gpus) == expected
-
-
-def entry_of(path: Path) -> FileEntry:
-    return FileEntry(str(path), path.stat().st_size, path.stat().st_mtime_ns)
-
-
-def table_of(*paths: Path) -> pa.Table:
-    rows = [
-        {"uri": str(path), "size_bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
-        for path in paths
-    ]
-    return pa.Table.from_pylist(rows, schema=FILE_SCHEMA)
-
-
-def worker(source: Costless) -> CaptionWorker:
-    return CaptionWorker(source, source.fingerprint(), batch_size=8, num_threads=1)
-
-
-def test_a_model_that_changed_since_the_run_began_is_refused() -> None:
-    """Its captions would stand under the fingerprint of the one that the run was planned with."""
-    with pytest.raises(PipelineError, match="the model costless has changed since the run began"):
-        CaptionWorker(Costless(), Costless(name="older").fingerprint(), batch_size=8, num_threads=1)
-
-
 @pytest.mark.usefixtures("local_ray")
 def test_patience_outlasts_a_block_of_files_that_all_hang() -> None:
-    """A block, 64 files at most, is tried at once and then file by file, before any of its rows is seen."""
+    """A block, 64 files here, is tried at once and then file by file, before any of its rows is seen."""
     rows = [{"uri": f"/{number}.jpg", "size_bytes": 1, "mtime_ns": 1} for number in range(1000)]
     files = pa.Table.from_pylist(rows, schema=FILE_SCHEMA)
     for timeout_s in (1.0, 60.0, 600.0):
@@ -77,39 +31,65 @@ def test_patience_outlasts_a_block_of_files_that_all_hang() -> None:
         assert dataset.context.execution_no_progress_timeout_s >= max(300, 65 * timeout_s)
 
 
-def test_stages_turn_files_into_captions_and_reasons(tmp_path: Path) -> None:
-    good, bad = make_photo(tmp_path / "good.png", 1), tmp_path / "bad.jpg"
-    bad.write_bytes(b"no picture")
-    load = LoadImages(Costless(), 30.0)
-    loaded = load(table_of(bad, good))
-    assert loaded.schema == LOADED_SCHEMA
-    assert loaded["reason"].to_pylist() == ["unsupported", None]
-    assert loaded["pixels"].is_valid().to_pylist() == [False, True]
-
-    captioned = worker(Costless())(loaded)
-    assert captioned.schema == CAPTIONED_SCHEMA
-    pixels = decode_image(good.read_bytes(), Costless().image_spec)
-    assert captioned["text"].to_pylist() == [None, Costless().caption_one(pixels).text]
-    assert captioned["uri"].to_pylist() == [str(bad), str(good)]
-    assert captioned.to_pylist()[1]["width"] == 80
+@pytest.mark.usefixtures("local_ray")
+def test_networks_are_as_many_as_wanted() -> None:
+    options = IndexOptions(batch_size=8, compute=ComputeOptions(workers=(1, 3)))
+    resources = machine_resources(1000, options)
+    assert resources.caption_workers == 3
+    rows = [{"uri": f"/{number}.jpg", "size_bytes": 1, "mtime_ns": 1} for number in range(1000)]
+    files = pa.Table.from_pylist(rows, schema=FILE_SCHEMA)
+    dataset = build_dataset(files, Costless(), Costless().fingerprint(), options, resources)
+    loaders, networks = _pools(resources, options.compute, 16)
+    assert (networks.min_size, networks.max_size) == (1, 3)
+    assert (loaders.min_size, loaders.max_size) == (resources.loaders, min(16, 3 * resources.loaders))
+    assert dataset.context.execution_options.resource_limits.object_store_memory == float("inf")
 
 
-def test_a_captioner_is_not_asked_about_nothing(tmp_path: Path) -> None:
-    (tmp_path / "empty.jpg").touch()
-    loaded = LoadImages(Costless(), 30.0)(table_of(tmp_path / "empty.jpg"))
-    captioned = worker(Costless(fails=True))(loaded)
-    assert captioned["reason"].to_pylist() == ["empty"]
+@pytest.mark.usefixtures("local_ray")
+def test_too_few_gpus_are_told_of() -> None:
+    options = IndexOptions(compute=ComputeOptions(gpus_per_worker=64))
+    with pytest.raises(PipelineError, match="this machine has too few GPUs for --gpus-per-worker 64"):
+        machine_resources(10, options)
 
 
-class Forgetful(Costless):
-    def caption(self, images: list[np.ndarray]) -> list:  # type: ignore[override,type-arg]
-        return super().caption(images)[1:]
+@pytest.mark.usefixtures("local_ray")
+def test_memory_is_a_limit_of_one_run_on_a_cluster() -> None:
+    before = ray.data.DataContext.get_current().execution_options.resource_limits.object_store_memory
+    options = IndexOptions(compute=ComputeOptions("auto", object_store_bytes=2**30))
+    files = pa.Table.from_pylist([{"uri": "/1.jpg", "size_bytes": 1, "mtime_ns": 1}], schema=FILE_SCHEMA)
+    dataset = build_dataset(files, Costless(), Costless().fingerprint(), options, share_out(2, 0))
+    assert dataset.context.execution_options.resource_limits.object_store_memory == 2**30
+    after = ray.data.DataContext.get_current().execution_options.resource_limits.object_store_memory
+    assert after == before
 
 
-def test_a_captioner_that_loses_an_image_is_refused(tmp_path: Path) -> None:
-    loaded = LoadImages(Costless(), 30.0)(table_of(make_photo(tmp_path / "one.png", 1)))
-    with pytest.raises(PipelineError, match="0 captions for 1 images"):
-        worker(Forgetful())(loaded)
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("free", "each", "message"),
+    [
+        ({"CPU": 0.2}, None, "others use all CPUs of the cluster at head:6379"),
+        (
+            {"CPU": 2.0},
+            64.0,
+            "no node of the cluster at head:6379 has room for a network.* 64 GPU",
+        ),
+    ],
+)
+def test_a_cluster_without_room_is_told_of(
+    free: dict[str, float], each: float | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = ComputeOptions("head:6379", gpus_per_worker=each, wait_s=0.0)
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    with pytest.raises(ClusterError, match=message):
+        wait_for_room(compute, heeds_others=True)
+    if each is None:
+        # In mid-run it is the run itself that takes them.
+        assert wait_for_room(compute, heeds_others=False).caption_workers > 0
+
+
+def test_nobody_at_an_address_is_told_of() -> None:
+    with pytest.raises(ClusterError, match="no cluster answers at 127.0.0.1:9: Connection refused"):
+        check_address("127.0.0.1:9")
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -135,12 +115,12 @@ def test_settings_of_the_process_are_left_alone(photos: Path) -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_worker_loses_nothing(photos: Path, tmp_path: Path) -> None:
-    entries = [entry_of(path) for path in sorted(photos.iterdir())]
+    files = table_of(*sorted(photos.iterdir()))
     died = tmp_path / "died"
-    batches = list(caption_files(entries, Costless(dies_once=died), Costless().fingerprint(), IndexOptions()))
+    batches = list(caption_files(files, Costless(dies_once=died), Costless().fingerprint(), IndexOptions()))
     assert died.exists()
     rows = [row for batch in batches for row in batch.to_pylist()]
-    assert sorted(row["uri"] for row in rows) == [entry.uri for entry in entries]
+    assert sorted(row["uri"] for row in rows) == files["uri"].to_pylist()
     assert all(row["text"] for row in rows)
 
 
@@ -149,7 +129,7 @@ def test_a_failing_captioner_stops_the_run_with_one_line(photos: Path) -> None:
     with pytest.raises(PipelineError) as caught:
         list(
             caption_files(
-                [entry_of(photos / "000.jpg")], Costless(fails=True), Costless().fingerprint(), IndexOptions()
+                table_of(photos / "000.jpg"), Costless(fails=True), Costless().fingerprint(), IndexOptions()
             )
         )
     assert str(caught.value) == (
@@ -164,9 +144,7 @@ def test_no_worker_outlives_its_run(photos: Path, tmp_path: Path) -> None:
     for path in paths:
         path.hardlink_to(photos / "000.jpg")
     before = set(descendants(os.getpid()))
-    batches = caption_files(
-        [entry_of(path) for path in paths], Costless(), Costless().fingerprint(), IndexOptions()
-    )
+    batches = caption_files(table_of(*paths), Costless(), Costless().fingerprint(), IndexOptions())
     next(batches)
     started = set(descendants(os.getpid())) - before
     workers = {pid: title(pid) for pid in started if "MapBatches" in title(pid)}
@@ -189,4 +167,4 @@ def test_no_worker_outlives_its_run(photos: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_worker_s_error_becomes_one_line(text: str, line: str) -> None:
-    assert _cause(RuntimeError(text)) == line
+    assert one_line(RuntimeError(text)) == line

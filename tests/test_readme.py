@@ -1,27 +1,46 @@
 """The README: every command in it runs, and what it shows is what comes out."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from batchcap.captioner.bundle import DEFAULT_BUNDLE, Bundle
+from batchcap.catalog import Catalog
 from examples.demo import PHOTOS, find_photos
 from tests.conftest import DataSet
+from tests.meteor_tables import write_package
+from tests.run_commands import run_commands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BIN = Path(sys.executable).parent
 
 
 def commands() -> list[str]:
     """The commands of the README's shell blocks, in their order."""
     blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, data_set: DataSet) -> Path:
+    """A folder that has what the README speaks of."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "photos").mkdir()
+    for name in PHOTOS:
+        shutil.copy2(find_photos() / name, folder / "photos")
+    shutil.copytree(data_set.captions.parent, folder / "flickr8k")
+    write_package(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def printed(reader: Path) -> dict[str, str]:
+    """What every command prints, in the order of the README, but for those of make."""
+    wanted = [command for command in commands() if shlex.split(command)[0] != "make"]
+    return run_commands(wanted, reader, BATCHCAP_STORE=str(reader / "store"))
 
 
 def test_the_first_two_commands_are_demo_and_test() -> None:
@@ -35,34 +54,25 @@ def test_ci_runs_what_make_is_told() -> None:
     assert "make check" in ci and "make demo" in ci
 
 
-def test_every_other_command_runs(data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the README, as a reader would, in a folder that has what it speaks of."""
-    (tmp_path / "photos").mkdir()
-    for name in PHOTOS:
-        shutil.copy2(find_photos() / name, tmp_path / "photos")
-    shutil.copytree(data_set.captions.parent, tmp_path / "flickr8k")
-    env = os.environ | {"BATCHCAP_STORE": str(tmp_path / "store"), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    output = {}
-    for command in commands():
-        words = shlex.split(command, comments=True)
-        if words[0] == "make":
-            continue
-        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        output[command] = done.stdout
-    assert len(output) == 9
-    printed = next(text for command, text in output.items() if command.startswith("batchcap caption"))
-    assert printed.startswith("photos/chelsea.png\t")
+def test_every_other_command_runs(printed: dict[str, str]) -> None:
+    assert len(printed) == 15
+    caption = next(text for command, text in printed.items() if command.startswith("batchcap caption"))
+    assert caption.startswith("photos/chelsea.png\t")
 
 
-def test_the_captions_it_shows_are_those_of_the_model_that_ships() -> None:
-    from batchcap.captioner.captioner import Captioner
-    from batchcap.captioner.images import decode_image
-
-    captioner = Captioner.load(batch_size=len(PHOTOS))
-    pixels = [decode_image((find_photos() / name).read_bytes(), captioner.image_spec) for name in PHOTOS]
-    for name, caption in zip(PHOTOS, captioner.caption(pixels), strict=True):
-        assert re.search(rf"{re.escape(name)}.*{re.escape(caption.text)}", README), f"{name}: {caption.text}"
+def test_the_captions_it_shows_are_those_of_the_model_that_ships(
+    printed: dict[str, str], reader: Path
+) -> None:
+    """Those that its first command left in the catalog; its last one captions with another model."""
+    sql = "SELECT uri, text FROM result JOIN caption ON caption.id = caption_id WHERE fingerprint = '{}'"
+    with (
+        Catalog.open(f"sqlite:///{reader / 'store' / 'catalog.db'}") as catalog,
+        catalog.query(sql.format(Bundle.open(DEFAULT_BUNDLE).fingerprint())) as result,
+    ):
+        captions = {Path(uri).name: text for uri, text in result.rows}
+    assert captions.keys() == set(PHOTOS)
+    for name, caption in captions.items():
+        assert re.search(rf"{re.escape(name)}.*{re.escape(caption)}", README), f"{name}: {caption}"
 
 
 def test_the_links_lead_somewhere() -> None:

@@ -1,8 +1,8 @@
-"""Multi-head attention whose keys and values can be kept between calls.
+"""Multi-head attention over whole sequences, as training needs it.
 
 The arithmetic is that of `keras.layers.MultiHeadAttention` (Vaswani et al.,
-https://arxiv.org/abs/1706.03762, section 3.2); what differs is that projecting and attending are
-separate calls, so that a decoder projects each position once.
+https://arxiv.org/abs/1706.03762, section 3.2); what differs is that each projection is one plain matrix,
+which is what a bundle stores and what `cached_attention` prepares for decoding step by step.
 """
 
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ Tensor: TypeAlias = Any
 
 
 class MultiHeadAttention(keras.layers.Layer):
-    """Multi-head scaled dot-product attention in three steps: queries, keys and values, attend.
+    """Multi-head scaled dot-product attention.
 
     Shapes: B sequences, T query positions, S context positions, D width, H heads of K each.
 
@@ -45,44 +45,6 @@ class MultiHeadAttention(keras.layers.Layer):
         self.value_dense.build(context_shape)
         self.output_dense.build(inner)
 
-    def project_queries(self, x: Tensor) -> Tensor:
-        """float32[B, T, D] -> float32[B, H, T, K], divided by sqrt(K)."""
-        return self._split_heads(self.query_dense(x)) * self.key_dim**-0.5
-
-    def project_keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """float32[B, S, D] -> keys and values, each float32[B, H, S, K]."""
-        return self._split_heads(self.key_dense(context)), self._split_heads(self.value_dense(context))
-
-    def attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        training: bool = False,
-    ) -> Tensor:
-        """Weighs the values by how well their keys fit the queries.
-
-        Args:
-            queries: float32[B, H, T, K].
-            keys: float32[B, H, S, K].
-            values: float32[B, H, S, K].
-            attention_mask: bool, broadcastable to [B, H, T, S]; False positions get no weight.
-            training: whether weights are dropped.
-
-        Returns:
-            float32[B, T, D].
-        """
-        scores = ops.matmul(queries, ops.swapaxes(keys, -1, -2))  # B, H, T, S
-        if attention_mask is not None:
-            scores = ops.where(attention_mask, scores, ops.cast(-1e9, scores.dtype))
-        weights = self.dropout(ops.softmax(scores, axis=-1), training=training)
-        heads = ops.swapaxes(ops.matmul(weights, values), 1, 2)  # B, T, H, K
-        batch, length = ops.shape(heads)[0], ops.shape(heads)[1]
-        merged = ops.reshape(heads, (batch, length, self.num_heads * self.key_dim))
-        return self.output_dense(merged)
-
     def call(
         self,
         x: Tensor,
@@ -91,11 +53,28 @@ class MultiHeadAttention(keras.layers.Layer):
         attention_mask: Tensor | None = None,
         training: bool = False,
     ) -> Tensor:
-        """float32[B, T, D] attending to float32[B, S, D] -> float32[B, T, D]."""
-        keys, values = self.project_keys_values(context)
-        return self.attend(
-            self.project_queries(x), keys, values, attention_mask=attention_mask, training=training
-        )
+        """Each position of one sequence weighs the values of another by how well their keys fit its query.
+
+        Args:
+            x: float32[B, T, D], what the queries are made of.
+            context: float32[B, S, D], what keys and values are made of.
+            attention_mask: bool, broadcastable to [B, H, T, S]; False positions get no weight.
+            training: whether weights are dropped.
+
+        Returns:
+            float32[B, T, D].
+        """
+        queries = self._split_heads(self.query_dense(x)) * self.key_dim**-0.5  # B, H, T, K
+        keys = self._split_heads(self.key_dense(context))  # B, H, S, K
+        values = self._split_heads(self.value_dense(context))
+        scores = ops.matmul(queries, ops.swapaxes(keys, -1, -2))  # B, H, T, S
+        if attention_mask is not None:
+            scores = ops.where(attention_mask, scores, ops.cast(-1e9, scores.dtype))
+        weights = self.dropout(ops.softmax(scores, axis=-1), training=training)
+        heads = ops.swapaxes(ops.matmul(weights, values), 1, 2)  # B, T, H, K
+        batch, length = ops.shape(heads)[0], ops.shape(heads)[1]
+        merged = ops.reshape(heads, (batch, length, self.num_heads * self.key_dim))
+        return self.output_dense(merged)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         batch, length = ops.shape(x)[0], ops.shape(x)[1]

@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import safetensors
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from batchcap.captioner.captioner import Captioner
 
 FORMAT_VERSION = 1
+# What runs the network; `auto` is what is fastest here. Captions are the same but for rounding.
+RuntimeName = Literal["auto", "tensorflow", "openvino"]
 DEFAULT_BUNDLE = Path(__file__).parent.parent / "models" / "default"
 
 # What a training run writes into its folder before anything else.
@@ -66,6 +68,7 @@ class Bundle:
         generation: the decoding options in force.
         calibration: None where the bundle has none.
         tokenizer: its vocabulary.
+        runtime: what is to run the network; no part of the model, so neither of its fingerprint.
     """
 
     path: Path
@@ -74,6 +77,7 @@ class Bundle:
     generation: GenerationConfig
     calibration: Calibration | None
     tokenizer: Tokenizer
+    runtime: RuntimeName = "auto"
 
     @classmethod
     def open(cls, path: Path, *, generation: GenerationConfig | None = None) -> Self:
@@ -123,6 +127,10 @@ class Bundle:
             "generation": dataclasses.asdict(self.generation),
         }
 
+    def files(self) -> list[str]:
+        """The names of its files in its folder."""
+        return [name for name in BUNDLE_FILES if (self.path / name).is_file()]
+
     def load_captioner(self, *, batch_size: int, num_threads: int) -> "Captioner":
         """Loads the network into this process; the first use of TensorFlow here.
 
@@ -136,7 +144,7 @@ class Bundle:
         from batchcap.captioner.captioner import Captioner, use_cpu_threads
 
         use_cpu_threads(num_threads)
-        captioner = Captioner(self, batch_size=batch_size)
+        captioner = Captioner(self, batch_size=batch_size, num_threads=num_threads)
         captioner.warm_up()
         return captioner
 

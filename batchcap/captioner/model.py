@@ -64,10 +64,6 @@ class DecoderBlock(keras.layers.Layer):
         self.norm_cross = keras.layers.LayerNormalization(name="norm_cross")
         self.norm_ff = keras.layers.LayerNormalization(name="norm_ff")
 
-    def build(self, x_shape: tuple[int | None, ...], encoded_shape: tuple[int | None, ...]) -> None:
-        # The one sublayer that is never called whole; Keras builds the others at their first call.
-        self.cross_attention.build(x_shape, encoded_shape)
-
     def call(self, x: Tensor, encoded: Tensor, *, training: bool = False) -> Tensor:
         """All positions at once, each seeing those before it.
 
@@ -85,55 +81,14 @@ class DecoderBlock(keras.layers.Layer):
         attended = self.self_attention(rows, rows, attention_mask=causal, training=training)
         attended = self.residual_dropout(ops.reshape(attended, ops.shape(x)), training=training)
         x = self.norm_self(x + attended)
-        image_keys_values = self.cross_attention.project_keys_values(encoded)
-        return self._attend_to_image(x, image_keys_values, training=training)
-
-    def step(
-        self,
-        x: Tensor,
-        position: Tensor,
-        cache: tuple[Tensor, Tensor],
-        image_keys_values: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One position, over the keys and values of those before it.
-
-        Args:
-            x: float32[B, N, 1, D], the newest position.
-            position: int32[], its index.
-            cache: keys and values of the self-attention, each float32[B, N, H, L, K], filled below
-                `position`.
-            image_keys_values: keys and values of the cross-attention, each float32[B, H, P, K].
-
-        Returns:
-            float32[B, N, 1, D], and the cache with `position` filled in.
-        """
-        batch, captions, _, width = ops.shape(x)
-        rows = ops.reshape(x, (batch * captions, 1, width))
-        index = ops.arange(cache[0].shape[-2])
-        is_now = ops.reshape(index == position, (-1, 1))  # L, 1
-        keys, values = (
-            ops.where(is_now, ops.reshape(new, (batch, captions, *new.shape[1:])), old)
-            for new, old in zip(self.self_attention.project_keys_values(rows), cache, strict=True)
-        )
-        queries = self.self_attention.project_queries(rows)
-        attended = self.self_attention.attend(
-            queries,
-            *(ops.reshape(kept, (batch * captions, *kept.shape[2:])) for kept in (keys, values)),
-            attention_mask=index <= position,
-        )
-        x = self.norm_self(x + ops.reshape(attended, ops.shape(x)))
-        return self._attend_to_image(x, image_keys_values), (keys, values)
-
-    def _attend_to_image(
-        self, x: Tensor, image_keys_values: tuple[Tensor, Tensor], *, training: bool = False
-    ) -> Tensor:
-        """Cross-attention and feed-forward; an image's N captions share its keys and values."""
-        batch, captions, length, width = ops.shape(x)
         rows = ops.reshape(x, (batch, captions * length, width))
-        queries = self.cross_attention.project_queries(rows)
-        attended = self.cross_attention.attend(queries, *image_keys_values, training=training)
+        # An image's N captions share its keys and values.
+        attended = self.cross_attention(rows, encoded, training=training)
         attended = self.residual_dropout(ops.reshape(attended, ops.shape(x)), training=training)
-        x = self.norm_cross(x + attended)
+        return self.feed_forward(self.norm_cross(x + attended), training=training)
+
+    def feed_forward(self, x: Tensor, *, training: bool = False) -> Tensor:
+        """float32[..., D] -> float32[..., D], with residual and layer norm."""
         inner = self.ff_out(self.ff_dropout(self.ff_in(x), training=training))
         return self.norm_ff(x + self.residual_dropout(inner, training=training))
 

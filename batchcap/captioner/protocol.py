@@ -14,11 +14,11 @@ class Caption:
     """The caption of one image.
 
     Args:
-        text: lower case, without punctuation.
+        text: one line; of batchcap's own models lower case and without punctuation.
         log_prob: natural logarithm of the probability that the model gives the caption, its end included.
         confidence: the probability that the caption is acceptable, 0 to 1; None where the model has no
             calibration, or one that was fitted for other decoding options.
-        token_count: words and the end.
+        token_count: tokens, the end included; of batchcap's own models each but the end is a word.
     """
 
     text: str
@@ -49,7 +49,7 @@ class CaptionerSource(Protocol):
     """What a run is given: enough to plan, and a way for each worker to load the captioner.
 
     It is sent to the workers, so it should be small: a path, not weights. `batchcap.captioner.bundle.Bundle`
-    is the usual one.
+    is the usual one; `batchcap.captioner.sources.open_source` opens any that the command line names.
     """
 
     @property

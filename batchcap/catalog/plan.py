@@ -27,8 +27,12 @@ _PAGE_ROWS = 8192
 _FIRST_PAGE_ROWS = 64
 # Entries that are looked at together, so that their sizes are looked up in one query.
 _CHUNK = 1000
+# Files of the first wave at most: a large collection is captioned before it is listed to its end.
+_FIRST_WAVE = 50_000
 # Timeouts and crashes may be the machine's fault: they get this many attempts.
 MAX_ATTEMPTS = 3
+# The mtime of a location whose file nobody has looked at: no file has it, so the next plan has it hashed.
+UNKNOWN_MTIME_NS = -(2**63)
 
 
 class FileIdentity(Protocol):
@@ -105,15 +109,16 @@ def plan_waves(
     retry: Collection[Reason],
     recaption: bool,
     wave_size: int,
+    on_todo: Callable[[], None] | None = None,
 ) -> "Iterator[Wave]":
-    """Yields the work of a run in waves of at most `wave_size` files; see `Catalog.plan`."""
+    """Yields the work of a run in waves, of which the first may be smaller; see `Catalog.plan`."""
     if wave_size < 1:
         raise ValueError(f"wave_size must be at least 1, not {wave_size}")
     locations: _SortedRows[LocationRow] = _SortedRows(
         database, partial(_location_page, fingerprint=fingerprint)
     )
     quarantine: _SortedRows[QuarantineRow] = _SortedRows(database, _quarantine_page)
-    wave, counted = Wave(), False
+    wave, counted, size = Wave(), False, min(wave_size, _FIRST_WAVE)
     ascending = _ascending(entries)
     while chunk := list(islice(ascending, _CHUNK)):
         known_sizes: set[int] | None = None
@@ -145,9 +150,11 @@ def plan_waves(
                 # is only hashed where this model's caption of it is known.
                 maybe_known = location.recaptioned or not recaptions
             (wave.maybe_known if maybe_known else wave.todo).append(entry)
-            if len(wave.todo) + len(wave.maybe_known) == wave_size:
+            if on_todo is not None and not maybe_known:
+                on_todo()
+            if len(wave.todo) + len(wave.maybe_known) == size:
                 yield wave
-                wave, counted = Wave(), False
+                wave, counted, size = Wave(), False, wave_size
                 # The caller has committed since: its images are known now.
                 known_sizes = None
     if counted:

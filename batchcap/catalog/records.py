@@ -1,7 +1,7 @@
 """What goes into the catalog and comes out of it: plain values, free of SQLAlchemy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,9 @@ class Captioned:
         log_prob: of the caption.
         confidence: between 0 and 1; None where the model is not calibrated.
         token_count: of the caption.
+        camera: make and model.
+        latitude: where the picture was taken, in degrees, north positive.
+        longitude: in degrees, east positive; None if and only if the latitude is.
     """
 
     uri: str
@@ -59,6 +62,9 @@ class Captioned:
     log_prob: float | None
     confidence: float | None
     token_count: int | None
+    camera: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +108,70 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class PartInfo:
-    """A Parquet part, named and given its rows."""
+    """A Parquet part, named and given its rows.
+
+    Args:
+        name: of the file.
+        run_id: the run that named it.
+        row_count: rows that it was given.
+        sha256: of the file, once it is on disk; None while the part is pending.
+        supersedes: sha256 of the file that a pending part replaces, because rows of it were forgotten.
+    """
 
     name: str
     run_id: str
     row_count: int
+    sha256: str | None = None
+    supersedes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was erased of a file.
+
+    Args:
+        results: lines of the log.
+        captions: that nothing else has.
+        parts: Parquet files that held some of it.
+        elsewhere: other files of the same content, which keep their captions.
+    """
+
+    results: int
+    captions: int
+    parts: int
+    elsewhere: int
+
+
+# What stands for people where a model is named.
+PEOPLE = "people"
+# Fingerprint and name of the model of a run of which nothing but people's captions is known.
+UNKNOWN_MODEL = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionFilter:
+    """Which live captions are meant; what is None says nothing.
+
+    Args:
+        since: of an aware time: made then or later.
+        taken_since: pictures taken then or later, by the camera's own clock (naive).
+        taken_before: pictures taken before then, by the camera's own clock (naive).
+        model: the name of the model that made it, or the beginning of its fingerprint; `PEOPLE` for those
+            that people wrote.
+        min_confidence: at least so sure; a person always is, a model that isn't calibrated never.
+        under: of this location, or below it: a uri, with or without a slash at its end.
+        min_width: of the picture, in pixels.
+        format: of the file, such as `jpeg`, in any case.
+    """
+
+    since: datetime | None = None
+    taken_since: datetime | None = None
+    taken_before: datetime | None = None
+    model: str | None = None
+    min_confidence: float | None = None
+    under: str | None = None
+    min_width: int | None = None
+    format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +185,12 @@ class SearchHit:
         source: "model" or "human".
         width: in pixels.
         height: in pixels.
-        score: the better, the higher; comparable within one search only.
+        score: the better, the higher; comparable within one search only. 0 where no words were asked for.
         spans: where in `caption` the words of the query stand, as (start, end), ascending.
+        model: the name of the model that made the caption; None for a person's.
+        format: of the file, such as `jpeg`.
+        taken_at: when the picture was taken, local time of the camera, naive; if that is known.
+        captioned_at: when the caption was made.
     """
 
     uri: str
@@ -132,6 +201,10 @@ class SearchHit:
     height: int
     score: float
     spans: tuple[tuple[int, int], ...]
+    model: str | None = None
+    format: str | None = None
+    taken_at: datetime | None = None
+    captioned_at: datetime | None = None
 
     def highlighted(self, before: str = "[", after: str = "]") -> str:
         """The caption with marks around the words of the query.
@@ -144,6 +217,22 @@ class SearchHit:
             end = stop
         return "".join([*pieces, self.caption[end:]])
 
+    def snippet(self, length: int = 160) -> "SearchHit":
+        """The same hit with what of its caption is around the first words found, at most so many characters.
+
+        Most captions are shorter, and stay as they are.
+        """
+        if len(self.caption) <= length:
+            return self
+        first = self.spans[0][0] if self.spans else 0
+        # A third of it before the words, but no room left empty at the end.
+        start = max(0, min(first - length // 3, len(self.caption) - length))
+        end = min(len(self.caption), start + length)
+        before, after = "…" * (start > 0), "…" * (end < len(self.caption))
+        moved = len(before) - start
+        spans = tuple((a + moved, b + moved) for a, b in self.spans if start <= a and b <= end)
+        return replace(self, caption=f"{before}{self.caption[start:end]}{after}", spans=spans)
+
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
@@ -151,6 +240,15 @@ class SearchResult:
 
     total: int
     hits: list[SearchHit]
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertain:
+    """An image that a person should look at: one of its locations, and the model's caption."""
+
+    uri: str
+    caption: str
+    confidence: float | None
 
 
 @dataclass(frozen=True, slots=True)

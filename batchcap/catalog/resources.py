@@ -29,11 +29,17 @@ class NamedQuery:
     sql: str
 
 
-def named_queries() -> dict[str, NamedQuery]:
-    """The named queries by name, sorted."""
+def named_queries(database: str = "sqlite") -> dict[str, NamedQuery]:
+    """The named queries by name, sorted.
+
+    Args:
+        database: whose SQL they are in. What it can't say in SQLite's words is in a folder of its name.
+    """
+    folder = sql_directory() / "queries"
+    files = {file.stem: file for where in (folder, folder / database) for file in sorted(where.glob("*.sql"))}
     queries = {}
-    for file in sorted((sql_directory() / "queries").glob("*.sql")):
+    for name, file in files.items():
         sql = file.read_text(encoding="utf-8")
         description = sql.partition("\n")[0].removeprefix("--").strip()
-        queries[file.stem] = NamedQuery(file.stem, description, sql)
+        queries[name] = NamedQuery(name, description, sql)
     return queries

@@ -6,7 +6,7 @@ transaction, and giving it the same again changes nothing, so a run that was kil
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from types import TracebackType
@@ -21,6 +21,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    insert,
     literal,
     not_,
     select,
@@ -29,11 +30,12 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from batchcap.catalog import tables
-from batchcap.catalog.connection import Database, insert
-from batchcap.catalog.lock import catalog_lock
+from batchcap.catalog.connection import Database
+from batchcap.catalog.images import insert_images
 from batchcap.catalog.records import Captioned, Failure, ModelInfo
 from batchcap.catalog.tables import Caption, Image, Location, Model, Quarantine, Result
 from batchcap.catalog.text import search_text
+from batchcap.catalog.vanishing import Vanished, mark_vanished
 from batchcap.errors import CatalogError, Reason
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Run:
         self._counts.update(counts)
 
     def __enter__(self) -> Self:
-        self._held.enter_context(catalog_lock(self._database.path))
+        self._held.enter_context(self._database.lock())
         try:
             now = tables.utc_now()
             with self._database.write() as connection:
@@ -85,7 +87,7 @@ class Run:
                     .values(state="interrupted", finished_at=now)
                 )
                 connection.execute(
-                    insert(Model).on_conflict_do_nothing(),
+                    self._database.insert(Model).on_conflict_do_nothing(),
                     {
                         "fingerprint": self.model.fingerprint,
                         "name": self.model.name,
@@ -140,7 +142,9 @@ class Run:
             self._check_owner(connection, counts)
             if captioned:
                 self._insert_captions(connection, captioned, now)
-                _upsert_locations(connection, [_location(row, row.content_hash, now) for row in captioned])
+                self._upsert_locations(
+                    connection, [_location(row, row.content_hash, now) for row in captioned]
+                )
                 self._make_live(connection, {row.content_hash for row in captioned})
                 self._log_results(
                     connection, [(row.uri, row.content_hash) for row in captioned], now, own=True
@@ -173,7 +177,9 @@ class Run:
             counts = self._counts + Counter(known=len(known))
             self._check_owner(connection, counts)
             if known:
-                _upsert_locations(connection, [_location(entry, content, now) for entry, content in known])
+                self._upsert_locations(
+                    connection, [_location(entry, content, now) for entry, content in known]
+                )
                 if recaption:
                     self._make_live(connection, {content for _, content in known})
                 self._log_results(
@@ -182,6 +188,24 @@ class Run:
                 _leave_quarantine(connection, [entry.uri for entry, _ in known])
         self._counts = counts
         return [entry for entry, content in hashed if content not in captioned]
+
+    def vanish(self, uris: Iterable[str], check: Callable[[Vanished], None]) -> Vanished:
+        """Marks files as vanished, all or none.
+
+        Args:
+            uris: of files that are no longer there; read twice.
+            check: is told what would be marked; nothing is if it raises.
+
+        Raises:
+            CatalogError: the run has lost the catalog to another, or the catalog can't be written.
+        """
+        with self._database.write() as connection:
+            vanished = mark_vanished(connection, uris, tables.utc_now())
+            check(vanished)
+            counts = self._counts + Counter(vanished=sum(vanished))
+            self._check_owner(connection, counts)
+        self._counts = counts
+        return vanished
 
     def _finish(self, state: str) -> None:
         with self._database.write() as connection:
@@ -201,27 +225,14 @@ class Run:
         )
         if owned.rowcount != 1:
             raise CatalogError(
-                f"this run no longer owns the catalog at {self._database.path}: another run took it over; "
+                f"this run no longer owns the catalog at {self._database.label}: another run took it over; "
                 "nothing was written, run again"
             )
 
     def _insert_captions(self, connection: Connection, rows: Sequence[Captioned], now: datetime) -> None:
+        insert_images(self._database, connection, rows)
         connection.execute(
-            insert(Image).on_conflict_do_nothing(),
-            [
-                {
-                    "content_hash": row.content_hash,
-                    "width": row.width,
-                    "height": row.height,
-                    "format": row.format,
-                    "size_bytes": row.size_bytes,
-                    "taken_at": row.taken_at,
-                }
-                for row in rows
-            ],
-        )
-        connection.execute(
-            insert(Caption).on_conflict_do_nothing(),
+            self._database.insert(Caption).on_conflict_do_nothing(),
             [
                 {
                     "content_hash": row.content_hash,
@@ -275,10 +286,20 @@ class Run:
                 Image.content_hash == bindparam("content")
             )
         connection.execute(
-            insert(Result)
+            self._database.insert(Result)
             .from_select(["uri", "content_hash", "caption_id", "run_id", "created_at"], caption)
             .on_conflict_do_nothing(),
             [{"the_uri": uri, "content": content} for uri, content in rows],
+        )
+
+    def _upsert_locations(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+        statement = self._database.insert(Location)
+        columns = ("content_hash", "size_bytes", "mtime_ns", "etag", "vanished_at")
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[Location.uri], set_={name: statement.excluded[name] for name in columns}
+            ),
+            rows,
         )
 
     def _with_caption(self, connection: Connection, contents: set[str], recaption: bool) -> set[str]:
@@ -300,7 +321,7 @@ class Run:
         return found
 
     def _enter_quarantine(self, connection: Connection, failures: Sequence[Failure], now: datetime) -> None:
-        statement = insert(Quarantine)
+        statement = self._database.insert(Quarantine)
         new = statement.excluded
         same = _same_file(Quarantine, new.size_bytes, new.mtime_ns, new.etag)
         columns = ("size_bytes", "mtime_ns", "etag", "reason", "detail", "run_id", "updated_at")
@@ -330,10 +351,11 @@ class Run:
 
 
 def one_line(text: str) -> str:
-    """A message as the catalog keeps it: one line, not too long, and valid UTF-8 whatever it quotes."""
+    """A message as the catalog keeps it: one line, not too long, and text whatever it quotes."""
     line = " ".join(text.split())
     shortened = line if len(line) <= _DETAIL_LENGTH else line[: _DETAIL_LENGTH - 1] + "…"
-    return shortened.encode("utf-8", "backslashreplace").decode("utf-8")
+    # PostgreSQL has no place for a NUL.
+    return shortened.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _location(file: "FileEntry | Captioned", content: str, now: datetime) -> dict[str, Any]:
@@ -346,17 +368,6 @@ def _location(file: "FileEntry | Captioned", content: str, now: datetime) -> dic
         "first_seen_at": now,
         "vanished_at": None,
     }
-
-
-def _upsert_locations(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    statement = insert(Location)
-    columns = ("content_hash", "size_bytes", "mtime_ns", "etag", "vanished_at")
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[Location.uri], set_={name: statement.excluded[name] for name in columns}
-        ),
-        rows,
-    )
 
 
 def _same_file(

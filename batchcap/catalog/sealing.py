@@ -2,13 +2,15 @@
 
 A part is named, and given its rows, in one transaction, before anything is written to disk. From then on
 its content is fixed: whoever writes the file, and however often, writes the same rows in the same order.
+Only `catalog.forgetting` takes rows out of a part, which is pending again then; the file that it supersedes
+is known by its sha256.
 """
 
 from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import case, delete, func, insert, literal, select, update
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.records import PartInfo
@@ -39,6 +41,9 @@ class PartRow(NamedTuple):
     content_hash: str
     run_id: str
     captioned_at: datetime
+    camera: str | None
+    latitude: float | None
+    longitude: float | None
 
 
 def unsealed_count(database: Database) -> int:
@@ -64,28 +69,40 @@ def assign_part(database: Database, run_id: str, *, rows: int = PART_ROWS) -> Pa
     unsealed = select(Result.id).where(Result.part_id.is_(None)).order_by(Result.id).limit(rows)
     prefix = f"part-{run_id[:8]}-"
     with database.write() as connection:
-        state = connection.scalar(select(Run.state).where(Run.id == run_id))
+        state = connection.scalar(select(Run.state).where(Run.id == run_id).with_for_update())
         if state != "running":
             raise CatalogError(f"run {run_id} is {state or 'unknown'} and can't seal a part; run again")
-        count = connection.scalars(select(func.count()).select_from(unsealed.subquery())).one()
-        if count == 0:
+        if connection.scalar(unsealed.limit(1)) is None:
             return None
         # Counted by name and not by run: should two runs share eight digits, their parts still don't.
         sequence = connection.scalars(
             select(func.count()).select_from(Part).where(Part.name.startswith(prefix, autoescape=True))
         ).one()
         name = f"{prefix}{sequence:05d}.parquet"
-        connection.execute(insert(Part).values(name=name, run_id=run_id, state="pending", row_count=count))
-        part_id = select(Part.id).where(Part.name == name).scalar_subquery()
-        connection.execute(update(Result).where(Result.id.in_(unsealed)).values(part_id=part_id))
+        connection.execute(insert(Part).values(name=name, run_id=run_id, state="pending", row_count=0))
+        part_id = connection.scalars(select(Part.id).where(Part.name == name)).one()
+        # What is counted is what was taken: a person may write a caption at this very moment.
+        count = connection.execute(
+            update(Result).where(Result.id.in_(unsealed)).values(part_id=part_id)
+        ).rowcount
+        connection.execute(update(Part).where(Part.id == part_id).values(row_count=count))
     return PartInfo(name, run_id, count)
 
 
 def pending_parts(database: Database) -> list[PartInfo]:
     """The parts whose file may be missing, oldest first."""
-    statement = select(Part.name, Part.run_id, Part.row_count).where(Part.state == "pending")
+    statement = select(Part.name, Part.run_id, Part.row_count, literal(None), Part.sha256)
     with database.read() as connection:
-        return [PartInfo(*row) for row in connection.execute(statement.order_by(Part.id))]
+        pending = connection.execute(statement.where(Part.state == "pending").order_by(Part.id))
+        return [PartInfo(*row) for row in pending]
+
+
+def all_parts(database: Database) -> list[PartInfo]:
+    """All parts, oldest first; those that are on disk have their sha256."""
+    sha256 = case((Part.state == "done", func.coalesce(Part.sha256, "")))
+    with database.read() as connection:
+        rows = connection.execute(select(Part.name, Part.run_id, Part.row_count, sha256).order_by(Part.id))
+        return [PartInfo(*row) for row in rows]
 
 
 def part_rows(database: Database, name: str) -> Iterator[list[PartRow]]:
@@ -97,7 +114,7 @@ def part_rows(database: Database, name: str) -> Iterator[list[PartRow]]:
     with database.read() as connection:
         part_id = connection.scalar(select(Part.id).where(Part.name == name))
     if part_id is None:
-        raise CatalogError(f"the catalog at {database.path} knows no part {name}")
+        raise CatalogError(f"the catalog at {database.label} knows no part {name}")
     statement = (
         select(
             Result.id,
@@ -117,6 +134,9 @@ def part_rows(database: Database, name: str) -> Iterator[list[PartRow]]:
             Result.content_hash,
             Result.run_id,
             Caption.created_at,
+            Image.camera,
+            Image.latitude,
+            Image.longitude,
         )
         .join(Caption, Caption.id == Result.caption_id)
         .join(Image, Image.content_hash == Result.content_hash)
@@ -135,6 +155,14 @@ def part_rows(database: Database, name: str) -> Iterator[list[PartRow]]:
         yield [PartRow._make(row[1:]) for row in batch]
 
 
+def drop_part(database: Database, name: str) -> None:
+    """Forgets a part that has no rows left, once its file is gone."""
+    with database.write() as connection:
+        connection.execute(
+            delete(Part).where(Part.name == name, Part.state == "pending", Part.row_count == 0)
+        )
+
+
 def finish_part(database: Database, name: str, row_count: int, sha256: str) -> None:
     """Notes that a part is on disk.
 
@@ -145,7 +173,7 @@ def finish_part(database: Database, name: str, row_count: int, sha256: str) -> N
         expected = connection.scalar(select(Part.row_count).where(Part.name == name))
         if expected != row_count:
             raise CatalogError(
-                f"{name} holds {row_count} rows, but the catalog at {database.path} "
+                f"{name} holds {row_count} rows, but the catalog at {database.label} "
                 + (f"gave it {expected}" if expected is not None else "knows no such part")
             )
         connection.execute(update(Part).where(Part.name == name).values(state="done", sha256=sha256))

@@ -19,6 +19,7 @@ from batchcap.catalog.tables import (
 from batchcap.errors import Reason
 
 _RUNS = 5
+_RUNS_WITH_PACE = 20
 
 
 def catalog_uuid(database: Database) -> str:
@@ -74,6 +75,22 @@ def read_quarantine(
             )
             for row in connection.execute(statement)
         ]
+
+
+def read_pace(database: Database, fingerprint: str, *, at_least: int) -> float | None:
+    """Files a second of the latest run with a model; see `Catalog.pace`."""
+    statement = (
+        select(Run.counts, Run.started_at, Run.finished_at)
+        .where(Run.fingerprint == fingerprint, Run.state == "done")
+        .order_by(Run.started_at.desc())
+        .limit(_RUNS_WITH_PACE)
+    )
+    with database.read() as connection:
+        for counts, started_at, finished_at in connection.execute(statement):
+            captioned = counts.get("captioned", 0)
+            if captioned >= at_least and finished_at > started_at:
+                return float(captioned / (finished_at - started_at).total_seconds())
+    return None
 
 
 def _captions(connection: Connection) -> tuple[CaptionCount, ...]:

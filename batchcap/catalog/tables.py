@@ -10,8 +10,9 @@ person said of it, and `result` the log of what was said where: the rows that th
     part <──────── result ─────┘          │
       └──────────────┴─────────> run ─────┘          quarantine ──> run
 
-The migrations in `sql/versions` create the tables, and with them what SQLAlchemy can't declare: the view
-`captions`, the full-text index `caption_fts` and its triggers. A test holds both descriptions equal.
+The migrations in `sql/versions` create the tables, and with them what is not declared here: the view
+`captions` and the full-text index (SQLite's `caption_fts` and its triggers, PostgreSQL's column
+`caption.search_vector`). A test holds both descriptions equal.
 """
 
 from datetime import UTC, datetime
@@ -73,6 +74,9 @@ class UtcDateTime(TypeDecorator[datetime]):
 # An INTEGER PRIMARY KEY is SQLite's rowid and needs no index of its own; elsewhere ids are 64 bits wide.
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
+# Text is sorted by code points, as Python sorts it and SQLite does anyway: the plan merges a scan with rows.
+CodePointText = Text().with_variant(Text(collation="C"), "postgresql")
+
 
 class Base(DeclarativeBase):
     """The base of the mapped classes."""
@@ -87,7 +91,7 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {
-        str: Text(),
+        str: CodePointText,
         int: BigInteger(),
         float: Double(),
         datetime: UtcDateTime(),
@@ -153,6 +157,11 @@ class Image(Base):
     size_bytes: Mapped[int] = mapped_column(index=True)
     # Cameras write local time without a zone, so this is no instant in UTC.
     taken_at: Mapped[datetime | None] = mapped_column(DateTime())
+    # Make and model.
+    camera: Mapped[str | None]
+    # Where it was taken, in degrees, north and east positive; both or neither.
+    latitude: Mapped[float | None]
+    longitude: Mapped[float | None]
     # The live caption. The two tables point at each other, hence `use_alter`.
     caption_id: Mapped[int | None] = mapped_column(
         RowId, ForeignKey("caption.id", use_alter=True), index=True

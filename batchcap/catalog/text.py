@@ -66,17 +66,27 @@ def stem(word: str) -> str:
         return str(_stemmer.stemWord(word))
 
 
+@lru_cache(maxsize=65_536)
+def _forms(word: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The folded forms of a word as it is written, most often one, and their stems.
+
+    Captions have few words, and folding takes several times as long as inserting a row.
+    """
+    folded = tuple(_TOKEN.findall(fold(word)))
+    return folded, tuple(map(stem, folded))
+
+
 def words(text: str) -> Iterator[Word]:
     """The words of a text, in order."""
     for match in _WORD.finditer(text):
-        folded = tuple(_TOKEN.findall(fold(match.group())))
+        folded, stems = _forms(match.group())
         if folded:
-            yield Word(match.start(), match.end(), folded, tuple(stem(token) for token in folded))
+            yield Word(match.start(), match.end(), folded, stems)
 
 
 def search_text(text: str) -> str:
     """What is indexed of a caption: its stems, separated by spaces."""
-    return " ".join(token for word in words(text) for token in word.stems)
+    return " ".join(token for word in _WORD.findall(text) for token in _forms(word)[1])
 
 
 def parse_query(query: str) -> list[Term]:

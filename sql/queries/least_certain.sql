@@ -1,6 +1,6 @@
 -- Which captions is the model least sure of? A person should look at these first.
 SELECT
-    round(confidence, 3) AS confidence,
+    round(CAST(confidence AS numeric), 3) AS confidence,
     caption,
     uri
 FROM captions

@@ -45,7 +45,7 @@ CREATE TABLE image (
     format TEXT NOT NULL,
     size_bytes BIGINT NOT NULL,
     taken_at DATETIME,
-    caption_id INTEGER,
+    caption_id INTEGER, camera TEXT, latitude DOUBLE, longitude DOUBLE,
     CONSTRAINT pk_image PRIMARY KEY (content_hash),
     CONSTRAINT fk_image_caption_id FOREIGN KEY(caption_id) REFERENCES caption (id)
 )
@@ -173,7 +173,10 @@ SELECT location.uri,
        model.name AS model,
        caption.source,
        caption.created_at AS captioned_at,
-       image.content_hash
+       image.content_hash,
+       image.camera,
+       image.latitude,
+       image.longitude
 FROM location
 JOIN image ON image.content_hash = location.content_hash
 JOIN caption ON caption.id = image.caption_id

@@ -66,6 +66,7 @@ def test_it_fits_the_decoding_it_was_fitted_for() -> None:
     fitted = calibration()
     assert fitted.fits(GenerationConfig(3, 0.7))
     assert not fitted.fits(GenerationConfig(4, 0.7))
+    assert not fitted.fits(GenerationConfig(1, 0.7))
     assert not fitted.fits(GenerationConfig(3, 1.0))
 
 

@@ -1,4 +1,4 @@
-"""Cached, batched, fixed-shape decoding against a reference that is slow and plain.
+"""Cached, batched decoding against a reference that is slow and plain.
 
 The reference runs the whole prefix through the network at every step and keeps beams in Python lists.
 """
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from batchcap.captioner.cached_attention import CacheKind
 from batchcap.captioner.captioner import assign_weights
 from batchcap.captioner.config import CaptionerConfig, GenerationConfig
-from batchcap.captioner.decoding import Generated, generate
+from batchcap.captioner.decoding import BeamSearch, Generated, generate, top_k
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import END, PADDING, START, UNKNOWN
 from tests.conftest import lively_weights
@@ -229,10 +230,52 @@ def test_inside_a_function_equals_eager(case: Case, num_beams: int) -> None:
     generation = GenerationConfig(num_beams)
     compiled = tf.function(lambda encoded: generate(case.model, encoded, generation))(case.encoded)
     eager = generate(case.model, case.encoded, generation)
-    np.testing.assert_array_equal(compiled.token_ids.numpy(), eager.token_ids.numpy())
-    np.testing.assert_array_equal(compiled.token_count.numpy(), eager.token_count.numpy())
+    assert_same(compiled, eager)
+
+
+def assert_same(generated: Generated, expected: Generated) -> None:
+    np.testing.assert_array_equal(generated.token_ids.numpy(), expected.token_ids.numpy())
+    np.testing.assert_array_equal(generated.token_count.numpy(), expected.token_count.numpy())
     for name in ("log_prob", "margin", "entropy", "min_log_prob"):
-        np.testing.assert_allclose(getattr(compiled, name), getattr(eager, name), atol=1e-4)
+        np.testing.assert_allclose(getattr(generated, name), getattr(expected, name), atol=1e-4)
+
+
+@pytest.mark.parametrize("cache_kind", ["absorbed", "keys_values"])
+@pytest.mark.parametrize("num_beams", [1, 3, 5])
+def test_what_is_cached_changes_nothing(case: Case, num_beams: int, cache_kind: CacheKind) -> None:
+    generation = GenerationConfig(num_beams, 0.7)
+    generated = generate(case.model, case.encoded, generation, cache_kind=cache_kind)
+    assert_same(generated, generate(case.model, case.encoded, generation))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_fixed_shapes_for_xla_change_nothing(case: Case, num_beams: int) -> None:
+    generation = GenerationConfig(num_beams)
+    search = BeamSearch(case.model, generation, has_fixed_shapes=True)
+    compiled = tf.function(search, jit_compile=True, autograph=False)
+    assert_same(compiled(tf.constant(case.encoded)), generate(case.model, case.encoded, generation))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_images_that_have_ended_leave_the_batch(case: Case, num_beams: int) -> None:
+    """And come back to their places: of many images, in any order, each has the caption that it has alone."""
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(IMAGES), 5))
+    generation = GenerationConfig(num_beams)
+    rows: list[int] = []
+
+    class Counting(BeamSearch):
+        def _drop(self, running, kept):  # type: ignore[no-untyped-def]
+            rows.append(len(kept))
+            return super()._drop(running, kept)
+
+    # So that some captions end early, some late.
+    with output_bias(case.model, [END], 1.5):
+        # Outside of a tf.function, where every step is seen.
+        together = Counting(case.model, generation)(tf.constant(case.encoded[order]))
+        alone = generate(case.model, case.encoded, generation)
+    assert_same(together, Generated(*(tf.gather(values, order) for values in alone)))
+    assert rows == sorted(rows, reverse=True)
+    assert [count for count in rows if 0 < count < len(order)]
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -295,3 +338,16 @@ def test_when_no_caption_ends(case: Case, num_beams: int) -> None:
 def test_max_length_beyond_the_model_is_the_models(case: Case) -> None:
     generated = generate(case.model, case.encoded, GenerationConfig(max_length=50))
     assert generated.token_ids.shape == (IMAGES, case.model.config.sequence_length)
+
+
+@pytest.mark.parametrize("size", [7, 1000, 1234])
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_top_k_equals_tensorflows(size: int, k: int, levels: int) -> None:
+    """Also where many values are equal: of those the first ones are taken."""
+    values = np.random.default_rng(k).integers(-levels, 0, (4, 3, size)).astype(np.float32)
+    values[0, 0] = values.dtype.type(-1e30)
+    expected = tf.math.top_k(values, k)
+    best, places = top_k(tf.constant(values), k)
+    np.testing.assert_array_equal(places, expected.indices)
+    np.testing.assert_array_equal(best, expected.values)

@@ -15,8 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, features
 
-from batchcap.captioner.images import DecodedImage, ImageSpec, decode, decode_image
+from batchcap.captioner import images
+from batchcap.captioner.images import DecodedImage, ImageSpec
+from batchcap.collection import IMAGE_SUFFIXES
 from batchcap.errors import ImageError, Reason
+from tests.jpeg_decoders import decode_with_all as decode
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 180, 30), (30, 30, 220), (255, 255, 255)
 # Values of EXIF's orientation -> what the camera did to the upright picture.
@@ -30,6 +33,10 @@ TURNED: dict[int, Image.Transpose | None] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+
+
+def decode_image(data: bytes, spec: ImageSpec) -> np.ndarray:
+    return decode(data, spec).pixels
 
 
 def quarters(size: tuple[int, int] = (96, 64)) -> Image.Image:
@@ -113,6 +120,20 @@ def test_rgba_is_put_on_white() -> None:
         assert_quarters(decode_image(saved(image, image_format, **options), ImageSpec(32)))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_that_hides_nothing_changes_nothing(mode: str) -> None:
+    """Nor does a single pixel that is not opaque change the others."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    opaque = image.convert(mode[:-1]).convert(mode)
+    pixels = decode_image(saved(opaque, "PNG"), ImageSpec(32))
+    np.testing.assert_array_equal(pixels, opaque.convert("RGB"))
+    opaque.putpixel((3, 5), (0,) * len(mode))
+    pixels = decode_image(saved(opaque, "PNG"), ImageSpec(32))
+    assert pixels[5, 3].tolist() == [255] * 3
+    opaque.putpixel((3, 5), (255,) * len(mode))
+    np.testing.assert_array_equal(pixels, opaque.convert("RGB"))
+
+
 def test_half_transparent_is_half_white() -> None:
     pixels = decode_image(saved(Image.new("RGBA", (40, 40), (255, 0, 0, 128)), "PNG"), ImageSpec(32))
     np.testing.assert_allclose(pixels[5, 5], [255, 127, 127], atol=1)
@@ -137,6 +158,10 @@ def test_a_transparent_colour_of_a_palette_is_white() -> None:
 
 
 def test_a_transparent_colour_of_rgb_and_grey() -> None:
+    colour = saved(Image.new("RGB", (40, 40), (7, 8, 9)), "PNG", transparency=(7, 8, 9))
+    assert decode_image(colour, ImageSpec(32)).min() == 255
+    other = saved(Image.new("RGB", (40, 40), (7, 8, 9)), "PNG", transparency=(7, 8, 10))
+    assert decode_image(other, ImageSpec(32))[5, 5].tolist() == [7, 8, 9]
     assert decode_image(saved(Image.new("L", (40, 40), 7), "PNG", transparency=7), ImageSpec(32)).min() == 255
 
 
@@ -185,6 +210,25 @@ def test_grey_of_every_depth(values: np.ndarray, image_format: str) -> None:
     """Not clipped at 255, as Pillow's own conversion would."""
     pixels = decode_image(saved(Image.fromarray(values), image_format), ImageSpec(64))
     np.testing.assert_allclose(pixels, EXPECTED_RAMP, atol=3 if image_format == "JPEG" else 1)
+
+
+@pytest.mark.parametrize(("image_format", "mode"), [("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I;16B")])
+def test_every_value_of_16_bits_is_rounded(image_format: str, mode: str) -> None:
+    values = np.arange(65_536, dtype=">u2" if mode == "I;16B" else "<u2").reshape(256, 256)
+    image = Image.frombytes(mode, (256, 256), values.tobytes())
+    pixels = decode_image(saved(image, image_format), ImageSpec(256))
+    expected = np.rint(values / 65_535 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(pixels, expected[:, :, None].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+@pytest.mark.parametrize("size", [(70, 90), (1000, 700)])
+def test_grey_is_what_its_colours_would_be(size: tuple[int, int], resize: Any) -> None:
+    grey = Image.fromarray(NOISE).convert("L").resize(size)
+    spec = ImageSpec(32, resize)
+    np.testing.assert_array_equal(
+        decode_image(saved(grey, "PNG"), spec), decode_image(saved(grey.convert("RGB"), "PNG"), spec)
+    )
 
 
 def test_floats_that_are_no_numbers() -> None:
@@ -248,6 +292,28 @@ def test_heic(orientation: int) -> None:
     assert decoded.taken_at == datetime(2024, 2, 29, 12)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("pillow_heif") is None, reason="the extra `heif` is not installed"
+)
+def test_the_thumbnail_of_a_heic_is_not_taken_for_the_picture() -> None:
+    """pillow-heif would, as a draft; but it is coarser, and may show what the picture was before an edit."""
+    import pillow_heif
+
+    images.prepare()
+
+    def encoded(**options: Any) -> bytes:
+        buffer = io.BytesIO()
+        pillow_heif.from_pillow(Image.fromarray(NOISE)).save(buffer, quality=95, **options)
+        return buffer.getvalue()
+
+    with_thumbnail = encoded(thumbnails=[80])
+    with Image.open(io.BytesIO(with_thumbnail)) as image:
+        assert image.draft(None, (32, 32)) is not None, "there is none to be taken"
+    np.testing.assert_array_equal(
+        decode_image(with_thumbnail, ImageSpec(32)), decode_image(encoded(), ImageSpec(32))
+    )
+
+
 def test_the_first_picture_of_a_phones_jpeg() -> None:
     """Phones append a depth map or a second view; the file is a JPEG to everybody else."""
     data = saved(quarters(), "MPO", save_all=True, append_images=[Image.new("RGB", (96, 64))], quality=95)
@@ -301,6 +367,13 @@ def test_scaling_inside_the_jpeg_decoder_changes_next_to_nothing(resize: Any) ->
     difference = np.abs(decoded.pixels.astype(int) - decode_image(lossless, ImageSpec(224, resize)))
     assert difference.mean() < 1.0
     assert np.percentile(difference, 99) <= 6
+
+
+def test_the_pixels_alone() -> None:
+    data = saved(quarters(), "JPEG", exif=exif(6))
+    np.testing.assert_array_equal(
+        images.decode_image(data, ImageSpec(32)), images.decode(data, ImageSpec(32)).pixels
+    )
 
 
 def test_the_same_pixels_every_time() -> None:
@@ -420,6 +493,18 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+def jpeg_header(width: int, height: int) -> bytes:
+    def segment(marker: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+    components = b"\x01\x11\x00\x02\x11\x00\x03\x11\x00"
+    frame = segment(0xC0, struct.pack(">BHHB", 8, height, width, 3) + components)
+    scan = segment(0xDA, b"\x03\x01\x00\x02\x00\x03\x00\x00\x3f\x00")
+    return (
+        b"\xff\xd8" + segment(0xDB, bytes([0]) + bytes([1]) * 64) + frame + scan + bytes(1000) + b"\xff\xd9"
+    )
+
+
 def gif_header(width: int, height: int) -> bytes:
     frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00;"
     return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + frame
@@ -430,7 +515,7 @@ def bmp_header(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", 10_000, 0, 0, 54) + info + bytes(1000)
 
 
-HEADERS = {"png": png_header, "gif": gif_header, "bmp": bmp_header}
+HEADERS = {"jpeg": jpeg_header, "png": png_header, "gif": gif_header, "bmp": bmp_header}
 
 
 @pytest.mark.parametrize("name", HEADERS)
@@ -600,6 +685,15 @@ def decode_or_refuse(data: bytes) -> DecodedImage | None:
     assert decoded.pixels.dtype == np.uint8
     assert decoded.width > 0 and decoded.height > 0
     return decoded
+
+
+def test_every_suffix_that_is_looked_at_can_be_decoded() -> None:
+    images.prepare()
+    formats = Image.registered_extensions()
+    can = {suffix for suffix in IMAGE_SUFFIXES if formats.get(suffix) in images._FORMATS}
+    assert IMAGE_SUFFIXES - can == set()
+    # And nothing else is: what a decoder reads, a hostile file can reach.
+    assert {formats[suffix] for suffix in can} | {"MPO"} >= set(images._FORMATS)
 
 
 def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

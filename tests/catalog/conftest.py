@@ -1,10 +1,11 @@
-"""A real SQLite catalog for each test, and short ways to say what is put into it."""
+"""A real catalog for each test, in each database, and short ways to say what is put into it."""
 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from batchcap.catalog import Captioned, Catalog, Failure, ModelInfo
 from batchcap.collection import FileEntry
@@ -19,14 +20,32 @@ def empty_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def path(tmp_path: Path, empty_catalog: Path) -> Path:
-    return Path(shutil.copy(empty_catalog, tmp_path / "catalog.db"))
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty catalog. Where a test is about a file: `parametrize("url", ["sqlite"], indirect=True)`."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres_url")
+    return f"sqlite:///{shutil.copy(request.getfixturevalue('empty_catalog'), tmp_path / 'catalog.db')}"
 
 
 @pytest.fixture
-def url(path: Path) -> str:
-    return f"sqlite:///{path}"
+def path(url: str) -> Path:
+    """The file of a catalog in SQLite."""
+    return Path(url.removeprefix("sqlite:///"))
+
+
+@pytest.fixture
+def other_program(url: str) -> Callable[..., None]:
+    """Runs SQL statements as another program would that knows nothing of batchcap."""
+
+    def run(*statements: str) -> None:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        engine.dispose()
+
+    return run
 
 
 @pytest.fixture

@@ -6,15 +6,17 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Engine, event
 
 from batchcap import parts
-from batchcap.catalog import Catalog
+from batchcap.catalog import CaptionFilter, Catalog
 
 # A handful of rows at most. The full-text index is always "scanned": by its own means.
 SMALL = {"alembic_version", "catalog", "model", "part", "run", "caption_fts"}
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_large_tables_are_only_read_by_index(catalog: Catalog, path: Path, model, captioned, failure, entry):
     statements: dict[str, object] = {}
 
@@ -29,6 +31,13 @@ def test_large_tables_are_only_read_by_index(catalog: Catalog, path: Path, model
             run.commit_known([(entry("/d"), "hash of /a")])
             list(catalog.plan([entry("/a"), entry("/e")], model.fingerprint))
             catalog.search('dog -cat "on a" be*')
+            catalog.gallery.picture("hash of /a")
+            catalog.gallery.at(["/a", "/c"])
+            catalog.search("dog", where=CaptionFilter(under="/a"))
+            catalog.write_captions([("/a", "Rex")])
+            list(catalog.live_captions(CaptionFilter(under="/a")))
+            catalog.all_texts({"hash of /a"})
+            catalog.files_named("/a")
             catalog.unsealed_count()
             parts.seal(catalog, parts.open_store(path.parent, catalog.uuid), run)
     finally:

@@ -13,10 +13,10 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 import batchcap
-from batchcap.catalog import Catalog, connection, migration, named_queries
-from batchcap.catalog.connection import Database
+from batchcap.catalog import Catalog, migration, named_queries, sqlite_file
 from batchcap.catalog.resources import sql_directory
 from batchcap.errors import CatalogBusyError, CatalogError, CatalogVersionError
+from tests.postgresql import Server
 
 
 def execute(path: Path, *statements: str) -> None:
@@ -52,7 +52,20 @@ def test_reading_makes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql+psycopg://user:secret@host/db", "PostgreSQL isn't supported yet"),
+        ("postgresql+psycopg2://user:secret@host/db", r"write postgresql\+psycopg://"),
+        ("postgresql+psycopg://user:secret@more@host/db", "write %40 for one"),
+        ("postgresql+psycopg://user:secret@host:port/db", "that is not a catalog's URL"),
+        ("postgresql:/user:secret@host/db", "that is not a catalog's URL"),
+        ("postgresql+psycopg://user:secret@host", "names no database"),
+        (
+            "postgresql+psycopg://user:secret@/db?host=/nowhere",
+            "can't reach the catalog at postgresql:///nowhere/db",
+        ),
+        (
+            "postgresql+psycopg://user:secret@/db?host=/nowhere&sslmode=x",
+            "can't reach .* invalid sslmode",
+        ),
+        ("postgresql+psycopg://user:secret@/db?host=/nowhere&verbose=1", "invalid connection option"),
         ("mysql://host/db", "mysql isn't supported"),
         ("/photos/catalog.db", "is not a catalog's URL"),
         ("sqlite://", "a catalog is a file"),
@@ -66,47 +79,58 @@ def test_other_urls_are_refused(url: str, message: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "batchcap.catalog.postgresql", raising=False)
+    monkeypatch.delitem(sys.modules, "batchcap.catalog.postgresql_query", raising=False)
+    with pytest.raises(CatalogError, match=r"pip install 'batchcap\[postgres\]'"):
+        Catalog.open("postgresql+psycopg://user:secret@host/db")
+
+
 def test_reading_can_not_write(url: str) -> None:
     with Catalog.open(url) as catalog, pytest.raises(CatalogError, match="reading only"):
         catalog.finish_part("part-00000000-00000.parquet", 1, "")
 
 
-def test_the_migrations_make_what_the_classes_say(path: Path) -> None:
-    database = Database(path, writable=True)
-    with database.write() as connected:
+def test_the_migrations_make_what_the_classes_say(catalog: Catalog) -> None:
+    with catalog._database.write() as connected:
         command.check(migration.alembic_config(connected))
-    database.close()
 
 
-def test_the_newest_migration_is_the_version_that_is_asked_for(path: Path) -> None:
-    database = Database(path, writable=False)
-    with database.read() as connected:
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # it is about the scripts
+def test_the_newest_migration_is_the_version_that_is_asked_for(catalog: Catalog) -> None:
+    with catalog._database.read() as connected:
         script = ScriptDirectory.from_config(migration.alembic_config(connected))
-    database.close()
     assert script.get_current_head() == migration.SCHEMA_VERSION
 
 
-def test_the_printed_schema_is_up_to_date() -> None:
-    schema = runpy.run_path(str(sql_directory() / "schema.py"))
-    assert schema["SCHEMA_FILE"].read_text(encoding="utf-8") == schema["sqlite_schema"]()
+def test_the_printed_schemas_are_up_to_date() -> None:
+    schemas = runpy.run_path(str(sql_directory() / "schema.py"))["SCHEMAS"]
+    assert [file.name for file in schemas] == ["sqlite.sql", "postgresql.sql"]
+    for file, make in schemas.items():
+        assert file.read_text(encoding="utf-8") == make(), "run python sql/schema.py"
 
 
 def test_an_older_catalog_is_refused_by_readers_and_migrated_by_writers(
-    url: str, path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, path: Path, other_program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Catalog.open(url) as catalog:
         uuid = catalog.uuid
-    # The way to an older catalog, as long as there is one migration only: to call it older.
-    execute(path, "UPDATE alembic_version SET version_num = '0000'")
+    # The shortest way to an older catalog is to call it older; `test_migration.py` has a real one.
+    other_program("UPDATE alembic_version SET version_num = '0000'")
     with pytest.raises(CatalogVersionError, match="run `batchcap migrate`"):
         Catalog.open(url)
     monkeypatch.setattr(
         migration,
         "upgrade",
-        lambda opened: opened.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'"),
+        lambda opened: opened.exec_driver_sql(
+            f"UPDATE alembic_version SET version_num = '{migration.SCHEMA_VERSION}'"
+        ),
     )
     with Catalog.open(url, mode="write") as catalog:
         assert catalog.uuid == uuid
+        if catalog._database.name == "postgresql":
+            return  # a server has backups of its own
     (copy,) = path.parent.glob("catalog.db.0000-*")
     with closing(sqlite3.connect(copy)) as plain:
         assert plain.execute("SELECT version_num FROM alembic_version").fetchall() == [("0000",)]
@@ -114,9 +138,9 @@ def test_an_older_catalog_is_refused_by_readers_and_migrated_by_writers(
 
 
 def test_a_migration_that_fails_leaves_the_catalog_as_it_was(
-    url: str, path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, other_program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute(path, "UPDATE alembic_version SET version_num = '0000'")
+    other_program("UPDATE alembic_version SET version_num = '0000'")
 
     def fail(opened: object) -> None:
         opened.exec_driver_sql("DROP VIEW captions")  # type: ignore[attr-defined]
@@ -125,14 +149,14 @@ def test_a_migration_that_fails_leaves_the_catalog_as_it_was(
     monkeypatch.setattr(migration, "upgrade", fail)
     with pytest.raises(RuntimeError):
         Catalog.open(url, mode="write")
-    with closing(sqlite3.connect(path)) as plain:
-        assert plain.execute("SELECT count(*) FROM captions").fetchone() == (0,)
+    other_program(f"UPDATE alembic_version SET version_num = '{migration.SCHEMA_VERSION}'")
+    with Catalog.open(url) as catalog, catalog.query("SELECT count(*) FROM captions") as result:
+        assert list(result.rows) == [(0,)]
 
 
 @pytest.mark.parametrize("mode", ["read", "write"])
-def test_a_newer_catalog_is_refused_with_the_version_to_install(url: str, path: Path, mode: str) -> None:
-    execute(
-        path,
+def test_a_newer_catalog_is_refused_with_the_version_to_install(url: str, other_program, mode: str) -> None:
+    other_program(
         "UPDATE alembic_version SET version_num = '0099'",
         "UPDATE catalog SET batchcap_version = '7.1.0'",
     )
@@ -150,6 +174,30 @@ def test_a_foreign_database_is_not_touched(tmp_path: Path, mode: str) -> None:
     assert path.read_bytes() == before
 
 
+def test_databases_that_can_hold_no_catalog_are_refused_and_not_touched(postgres_server: Server) -> None:
+    foreign = postgres_server.new_database()
+    postgres_server.execute("CREATE TABLE run (id int)", database=foreign)
+    latin = "latin_1"
+    postgres_server.execute(
+        f"CREATE DATABASE {latin} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C' LOCALE_PROVIDER libc"
+    )
+    for mode in ("read", "write"):
+        with pytest.raises(CatalogError, match="tables of something else: run; name another, or a schema"):
+            Catalog.open(postgres_server.url(foreign), mode=mode)  # type: ignore[arg-type]
+    with pytest.raises(CatalogError, match="has the encoding LATIN1"):
+        Catalog.open(postgres_server.url(latin), mode="write")
+    with pytest.raises(CatalogError, match='database "nowhere" does not exist'):
+        Catalog.open(postgres_server.url("nowhere"))
+    empty = postgres_server.new_database()
+    with pytest.raises(CatalogError, match="no catalog at .* run `batchcap index` first"):
+        Catalog.open(postgres_server.url(empty))
+    # A schema of its own, beside what is not ours.
+    postgres_server.execute("CREATE SCHEMA photos", database=foreign)
+    url = postgres_server.url(foreign) + "&options=-csearch_path%3Dphotos"
+    with Catalog.open(url, mode="write") as catalog, catalog.query("SELECT count(*) FROM captions") as result:
+        assert list(result.rows) == [(0,)]
+
+
 @pytest.mark.parametrize("mode", ["read", "write"])
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "catalog.db"
@@ -158,6 +206,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, mode: str) -> Non
         Catalog.open(f"sqlite:///{path}", mode=mode)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_damaged_catalog_is_named_as_such(catalog: Catalog, path: Path, captioned) -> None:
     execute(path, "PRAGMA wal_checkpoint(TRUNCATE)")
     size = path.stat().st_size
@@ -171,19 +220,20 @@ def test_a_damaged_catalog_is_named_as_such(catalog: Catalog, path: Path, captio
         damaged.status()
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_catalog_in_use_by_another_program_is_named_as_such(
     path: Path, model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "BUSY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_S", 0.0)
     with Catalog.open(f"sqlite:///{path}", mode="write") as catalog, closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(CatalogError, match="locked"), catalog.run(["/"], model, {}):
             pass
 
 
-def test_a_migration_waits_for_no_run(catalog: Catalog, url: str, path: Path, model) -> None:
+def test_a_migration_waits_for_no_run(catalog: Catalog, url: str, other_program, model) -> None:
     with catalog.run(["/"], model, {}):
-        execute(path, "UPDATE alembic_version SET version_num = '0000'")
+        other_program("UPDATE alembic_version SET version_num = '0000'")
         with pytest.raises(CatalogBusyError):
             Catalog.open(url, mode="write")
 
@@ -196,19 +246,24 @@ def test_network_file_systems_are_refused(tmp_path: Path) -> None:
     table.write_text(
         f"/dev/sda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n/dev/sdb {escaped} ext4 rw 0 0\n"
     )
-    connection.refuse_network_file_system(local, mount_table=table)
-    connection.refuse_network_file_system(tmp_path, mount_table=tmp_path / "of another system")
+    sqlite_file.refuse_network_file_system(local, mount_table=table)
+    sqlite_file.refuse_network_file_system(tmp_path, mount_table=tmp_path / "of another system")
     with pytest.raises(CatalogError, match=r"network file system \(nfs4\)"):
-        connection.refuse_network_file_system(tmp_path, mount_table=table)
+        sqlite_file.refuse_network_file_system(tmp_path, mount_table=table)
 
 
 def test_named_queries_answer(catalog: Catalog, model, captioned, failure) -> None:
     with catalog.run(["/"], model, {}) as run:
         run.commit([captioned("/a", content="one"), captioned("/b", content="one")], [failure("/c")])
-    queries = named_queries()
-    assert list(queries) == ["duplicates", "least_certain", "quarantine", "runs"]
-    for query in queries.values():
-        assert query.description.endswith((".", "?"))
+    queries = catalog.named_queries()
+    # The others have rows of their own to be asked about: test_cookbook.py.
+    about_these = {"duplicates", "least_certain", "quarantine", "runs"}
+    assert queries.keys() > about_these
+    assert {name: of.description for name, of in queries.items()} == {
+        name: of.description for name, of in named_queries().items()
+    }
+    assert all(query.description.endswith((".", "?")) for query in queries.values())
+    for query in (queries[name] for name in sorted(about_these)):
         with catalog.query(query.sql) as result:
             assert list(result.rows), query.name
 

@@ -1,8 +1,6 @@
 """The plan: who is captioned, who is hashed first, and who is left alone."""
 
 import shutil
-import sqlite3
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +37,39 @@ def test_a_size_that_is_known_is_hashed_first(catalog: Catalog, model, captioned
     assert one_wave(catalog, entries, model.fingerprint) == Wave([entries[1]], [entries[0]], new=2)
 
 
-def test_a_file_that_came_back_is_hashed_first(catalog: Catalog, path: Path, model, captioned, entry) -> None:
+def test_it_is_told_early_that_something_is_to_be_captioned(
+    catalog: Catalog, model, captioned, entry
+) -> None:
     with catalog.run(["/"], model, {}) as run:
         run.commit([captioned("/a")])
-    with closing(sqlite3.connect(path)) as plain:
-        plain.execute("UPDATE location SET vanished_at = '2026-01-01 00:00:00.000000'")
-        plain.commit()
+    told: list[str] = []
+    scanned: list[str] = []
+
+    def entries(*uris: str):
+        for number, uri in enumerate(uris):
+            scanned.append(uri)
+            # `/a` is done; `/b` has a size that is known, so that it may be a copy.
+            yield entry(uri, 100 if uri < "/c" else 101 + number)
+
+    def on_todo() -> None:
+        told.append(scanned[-1])
+
+    known = catalog.plan(entries("/a", "/b"), model.fingerprint, on_todo=on_todo)
+    assert [len(wave.maybe_known) for wave in known] == [1]
+    assert told == []
+    more = ["/a", "/b", *(f"/c{number:04}" for number in range(3000))]
+    (wave,) = catalog.plan(entries(*more), model.fingerprint, on_todo=on_todo)
+    assert len(wave.todo) == 3000
+    # Of each, and while most of the scan was still to come.
+    assert len(told) == 3000 and told[0] < "/c1000"
+
+
+def test_a_file_that_came_back_is_hashed_first(
+    catalog: Catalog, other_program, model, captioned, entry
+) -> None:
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned("/a")])
+    other_program("UPDATE location SET vanished_at = '2026-01-01 00:00:00.000000'")
     assert catalog.search("dog").total == 0
     assert one_wave(catalog, [entry("/a")], model.fingerprint) == Wave([], [entry("/a")], new=1)
     with catalog.run(["/"], model, {}) as run:
@@ -238,12 +263,22 @@ class Naive:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_the_merge_equals_a_naive_one(data, empty_catalog: Path, tmp_path_factory) -> None:
-    path = Path(shutil.copy(empty_catalog, tmp_path_factory.mktemp("plan") / "catalog.db"))
+    path = shutil.copy(empty_catalog, tmp_path_factory.mktemp("plan") / "catalog.db")
+    check_merge(data, f"sqlite:///{path}")
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_the_merge_equals_a_naive_one_in_postgresql(data, postgres_catalogs) -> None:
+    check_merge(data, postgres_catalogs.new())
+
+
+def check_merge(data, url: str) -> None:
     naive = Naive({}, set(), {}, {})
     # Few files, so that one is captioned, fails and is scanned again.
     uris = data.draw(st.lists(URIS, min_size=1, max_size=8, unique=True))
     files = st.tuples(st.sampled_from(uris), st.integers(1, 3), st.integers(1, 2))
-    with Catalog.open(f"sqlite:///{path}", mode="write") as catalog:
+    with Catalog.open(url, mode="write") as catalog:
         for model in data.draw(st.permutations(MODELS + MODELS)):
             captioned, failures = [], []
             for uri, size, mtime in data.draw(st.lists(files, max_size=12)):

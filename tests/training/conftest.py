@@ -4,6 +4,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ def keep_wandb_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     for variable in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
         patch.setenv(variable, str(folder))
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """TensorFlow compiles nothing here: the few steps that a test takes are sooner done than compiled."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_two_workers_of_ray_make_a_bundle(data_set: DataSet, tmp_path: Path) -> 
 def test_what_can_not_work_is_said_so(
     data_set: DataSet, tmp_path: Path, options: dict[str, object], status: int, message: str
 ) -> None:
-    done = run_job(tmp_path, data_set, **options)
+    done = run_job(tmp_path, data_set, **{"num-workers": 1, **options})
     assert done.returncode == status, done.stdout + done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,7 +4,6 @@ import gzip
 import shutil
 import subprocess
 import threading
-import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from batchcap.errors import TrainingError
 from model_training import meteor as meteor_module
 from model_training.meteor import meteor, meteor_scores, meteor_tables
+from tests.meteor_tables import write_tables
 
 # A candidate and its references; all invented, in the form that both sides tokenize alike.
 CORPUS = [
@@ -129,21 +129,9 @@ def test_captions_score_as_the_java_program_once_said(own: tuple[list[float], fl
     assert_equal_to_reference(own, GOLDEN, GOLDEN_TOTAL)
 
 
-def small_tables(folder: Path) -> Path:
-    """Tables of a few words, laid out as those of `pycocoevalcap`."""
-    (folder / "data").mkdir()
-    with zipfile.ZipFile(folder / "meteor-1.5.jar", "w") as jar:
-        jar.writestr("function/english.words", "a\nthe\n")
-        jar.writestr("synonym/english.synsets", "sofa\n1 2\ncouch\n2 3\ngoose\n4\nfowl\n4\n")
-        jar.writestr("synonym/english.exceptions", "goose\ngeese\n")
-    with gzip.open(folder / "data" / "paraphrase-en.gz", "wt") as file:
-        file.write("0.5\nin front of\noutside\n")
-    return folder
-
-
 @pytest.fixture
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = small_tables(tmp_path)
+    folder = write_tables(tmp_path)
     monkeypatch.setattr(meteor_module, "meteor_tables", lambda: folder)
     return folder
 
@@ -170,6 +158,18 @@ def by_hand(precision: float, recall: float, fragmentation: float) -> float:
 )
 def test_by_hand(tables: Path, candidate: str, reference: str, expected: float) -> None:
     assert meteor_scores([candidate], [[reference]]) == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1000])
+def test_the_table_is_read_whole_whatever_is_read_at_once(
+    tables: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    with gzip.open(tables / "data" / "paraphrase-en.gz", "wt") as file:
+        file.write("0.5\none dog\ntwo\n0.25\nthree\nfour\n0.125\nsix\nfive\n")
+    monkeypatch.setattr(meteor_module, "_CHUNK_BYTES", chunk_bytes)
+    # Each of three words of content, as a paraphrase of another, and one of them as a phrase.
+    scores = meteor_scores(["two", "three", "five", "five"], [["one dog"], ["four"], ["six"], ["four"]])
+    assert scores == pytest.approx([by_hand(0.6, 0.6, 0)] * 3 + [0.0])
 
 
 def test_the_best_reference_counts_and_a_corpus_is_no_mean(tables: Path) -> None:

@@ -21,7 +21,7 @@ from tests.training.test_training import SHAPE, run_command, train
 def plain(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a run with a frozen CNN, for what others are compared with or start from."""
     path = tmp_path_factory.mktemp("runs") / "plain"
-    train(data_set, path, epochs=1)
+    train(data_set, path, epochs=1, compiled=False)
     return path
 
 

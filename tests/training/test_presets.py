@@ -8,11 +8,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from batchcap.captioner.bundle import Bundle, write_bundle
 from batchcap.captioner.bundle_files import WEIGHTS
 from batchcap.captioner.captioner import assign_weights, load_model
 from batchcap.captioner.config import CaptionerConfig, GenerationConfig
+from batchcap.captioner.decoding import generate
 from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import Tokenizer
@@ -26,6 +28,23 @@ def page_row(preset: str) -> list[str]:
     """The cells of a preset in docs/presets.md."""
     (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{preset}` |")]
     return [cell.strip().replace(",", "") for cell in row.strip("|").split("|")]
+
+
+def assert_every_cache_gives_the_same_captions(model: CaptionModel, images: np.ndarray) -> None:
+    """And the log-probabilities that the network gives them when it sees them whole."""
+    encoded = model.encode(model.extract_features(images))
+    for num_beams in (1, 3):
+        generation = GenerationConfig(num_beams, max_length=6)
+        absorbed, keys_values = (
+            generate(model, encoded, generation, cache_kind=kind) for kind in ("absorbed", "keys_values")
+        )
+        tokens = absorbed.token_ids.numpy()
+        np.testing.assert_array_equal(tokens, keys_values.token_ids.numpy())
+        np.testing.assert_allclose(absorbed.log_prob, keys_values.log_prob, atol=1e-4)
+        log_probs = ops.log_softmax(model.decode(tokens[:, None, :-1], encoded)).numpy()[:, 0]
+        chosen = np.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[:, :, 0]
+        is_token = np.arange(tokens.shape[1] - 1) < absorbed.token_count.numpy()[:, None]
+        np.testing.assert_allclose(absorbed.log_prob, (chosen * is_token).sum(-1), atol=1e-4)
 
 
 @pytest.fixture
@@ -67,7 +86,9 @@ def test_a_preset_is_what_the_page_says_and_survives_its_bundle(preset: Preset, 
         half_precision=True,
     )
     bundle = Bundle.open(path)
-    np.testing.assert_array_equal(load_model(bundle)(images, token_ids).numpy(), expected)
+    loaded = load_model(bundle)
+    np.testing.assert_array_equal(loaded(images, token_ids).numpy(), expected)
+    assert_every_cache_gives_the_same_captions(loaded, images)
 
     _, embed_dim, heads, head_dim, ff_dim, tokens, cnn, transformer, together, mb, _ = page_row(preset)
     assert [int(embed_dim), int(head_dim), int(ff_dim)] == [config.embed_dim, config.head_dim, config.ff_dim]

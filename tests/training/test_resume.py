@@ -134,7 +134,7 @@ def test_overwrite_replaces_a_run_whole(data_set: DataSet, uninterrupted: Path, 
     assert len(history_of(path)) == 4
     (path / "notes.txt").write_text("mine")
     (path / "calibration.json").write_text("{}")
-    train(data_set, path, flags=["--overwrite"], epochs=1, embed_dim=8)
+    train(data_set, path, flags=["--overwrite"], epochs=1, embed_dim=8, compiled=False)
     assert len(history_of(path)) == 1
     assert Bundle.open(path).config.embed_dim == 8
     assert json.loads((path / "training.json").read_text())["captioner"]["embed_dim"] == 8
@@ -148,7 +148,7 @@ def cut_short(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         cut_after(patch, "CrossEntropyStage", 3)
-        assert isinstance(run_command(data_set, path, epochs=1).exception, Cut)
+        assert isinstance(run_command(data_set, path, epochs=1, compiled=False).exception, Cut)
     return path
 
 
@@ -192,6 +192,7 @@ def test_a_damaged_checkpoint_is_one_line(
 
 def test_training_stops_where_nothing_gets_better(data_set: DataSet, tmp_path: Path) -> None:
     # With a learning rate of zero every epoch is as good as the first.
-    output = train(data_set, tmp_path / "run", epochs=9, patience=2, lr=0.0, weight_decay=0.0)
+    options = {"epochs": 9, "patience": 2, "lr": 0.0, "weight_decay": 0.0, "batch_size": 75}
+    output = train(data_set, tmp_path / "run", **options, compiled=False)
     assert len(history_of(tmp_path / "run")) == 3
     assert "no better CIDEr-D for 2 epochs" in output

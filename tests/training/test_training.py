@@ -4,12 +4,13 @@ import csv
 import functools
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.captioner import Captioner
@@ -18,7 +19,7 @@ from batchcap.errors import TrainingError
 from model_training import evaluate, pretrained, tracking, train_model, training
 from model_training.cross_entropy import CrossEntropyStage
 from tests.conftest import COLOURS, DataSet
-from tests.training.conftest import keep_wandb_in
+from tests.training.conftest import keep_wandb_in, uncompiled
 
 SHAPE = {
     "backbone": "efficientnet_lite0",
@@ -40,14 +41,38 @@ EPOCHS = 16
 converted_once = functools.cache(pretrained.convert_lite)
 
 
-def train(data_set: DataSet, artifact_dir: Path, flags: Sequence[str] = (), **options: object) -> str:
+def train(
+    data_set: DataSet,
+    artifact_dir: Path,
+    flags: Sequence[str] = (),
+    *,
+    compiled: bool = True,
+    **options: object,
+) -> str:
     """Runs the command and returns what it printed; an error fails the test."""
-    result = run_command(data_set, artifact_dir, flags, **options)
+    result = run_command(data_set, artifact_dir, flags, compiled=compiled, **options)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def run_command(data_set: DataSet, artifact_dir: Path, flags: Sequence[str] = (), **options: object):
+def run_command(
+    data_set: DataSet,
+    artifact_dir: Path,
+    flags: Sequence[str] = (),
+    *,
+    compiled: bool = True,
+    **options: object,
+) -> Result:
+    """Runs the command.
+
+    Args:
+        data_set: what to train on.
+        artifact_dir: the folder of the run.
+        flags: options without a value.
+        compiled: whether TensorFlow compiles the steps, as it does for people. It takes seconds; a run that
+            is made for its files or its messages takes few steps, and is sooner done without.
+        options: all others; one that is None is left out.
+    """
     every = {
         "data": data_set.data,
         "captions": data_set.captions,
@@ -58,10 +83,12 @@ def run_command(data_set: DataSet, artifact_dir: Path, flags: Sequence[str] = ()
         **SHAPE,
         **options,
     }
-    arguments = [text for name, value in every.items() for text in (f"--{name}", str(value))]
+    given = {name: value for name, value in every.items() if value is not None}
+    arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrained, "convert_lite", converted_once)
-        return CliRunner().invoke(train_model.app, [*arguments, *flags])
+        with nullcontext() if compiled else uncompiled():
+            return CliRunner().invoke(train_model.app, [*arguments, *flags])
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +164,9 @@ def test_evaluation_scores_what_serves(
 def test_without_a_split_the_drawn_images_are_listed_for_the_evaluation(
     data_set: DataSet, tmp_path: Path, without_meteor: None
 ) -> None:
-    every = {"data": data_set.data, "captions": data_set.captions, "cache_dir": tmp_path / "cache"}
-    every |= {"artifact_dir": tmp_path / "run", "dev_share": 0.25, "epochs": 1, **SHAPE}
-    arguments = [text for name, value in every.items() for text in (f"--{name}", str(value))]
-    result = CliRunner().invoke(train_model.app, arguments)
-    assert result.exit_code == 0, result.output
-    assert "48 captions of 24 images; 18 to train on, 6 to choose on, split by chance" in result.stdout
+    own_splits = {"train_split": None, "dev_split": None, "dev_share": 0.25}
+    printed = train(data_set, tmp_path / "run", epochs=1, compiled=False, **own_splits)
+    assert "48 captions of 24 images; 18 to train on, 6 to choose on, split by chance" in printed
     assert "split by chance" in (tmp_path / "run" / "README.md").read_text()
     assert len((tmp_path / "run" / "dev.txt").read_text().split()) == 6
 
@@ -249,7 +273,7 @@ def test_the_schedule_ends_with_the_last_step(
             stages.append(self)
 
     monkeypatch.setattr(training, "CrossEntropyStage", Recorded)
-    train(data_set, tmp_path / "run", batch_size=14, epochs=2, warmup_steps=3)
+    train(data_set, tmp_path / "run", batch_size=14, epochs=2, warmup_steps=3, compiled=False)
     (stage,) = stages
     assert stage.steps_per_epoch == 8
     assert stage.optimizer.steps == 16
@@ -300,7 +324,8 @@ def test_without_network_the_download_says_what_to_do(
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data_set: DataSet, tmp_path: Path) -> None:
-    result = run_command(data_set, tmp_path / "run", lr=1e30, warmup_steps=0, clip_norm=1e30, epochs=5)
+    options = {"lr": 1e30, "warmup_steps": 0, "clip_norm": 1e30, "epochs": 5}
+    result = run_command(data_set, tmp_path / "run", **options, compiled=False)
     assert result.exit_code == TrainingError.exit_status
     assert "lower the learning rate" in result.stderr
 
@@ -311,5 +336,5 @@ def test_wandb_disabled_leaves_nothing(trained: tuple[Path, str]) -> None:
 
 
 def test_wandb_offline_leaves_a_run(data_set: DataSet, tmp_path: Path, wandb_dir: Path) -> None:
-    train(data_set, tmp_path / "run", epochs=1, wandb="offline", limit=3)
+    train(data_set, tmp_path / "run", epochs=1, wandb="offline", limit=3, compiled=False)
     assert any(wandb_dir.rglob("*.wandb"))

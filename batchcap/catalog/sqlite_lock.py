@@ -1,4 +1,4 @@
-"""The lock of a catalog: one run, or one migration, at a time.
+"""The lock of a catalog in SQLite: one run, or one migration, at a time.
 
 It is an advisory lock (`flock`) on a file beside the catalog. The kernel gives it back when its holder
 dies, however it dies, so there is no stale lock to clear; the file itself stays, because removing it would
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from batchcap.catalog.connection import os_error
+from batchcap.catalog.sqlite_file import os_error
 from batchcap.errors import CatalogBusyError, CatalogError
 
 
