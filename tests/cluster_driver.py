@@ -34,7 +34,13 @@ ENVIRONMENT = {
     # A stopped job has nothing to save here.
     "RAY_JOB_STOP_WAIT_TIME_S": "1",
 }
-NODE = {"num_cpus": 2, "object_store_memory": 160 * 1024**2}
+NODE = {
+    "num_cpus": 2,
+    "object_store_memory": 160 * 1024**2,
+    # Any that is free. The agent of another Ray on this machine has the usual port, and one that gets none
+    # goes on without taking jobs.
+    "dashboard_agent_listen_port": 0,
+}
 
 
 def run(*arguments: object) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def steps(given: dict[str, Any]) -> dict[str, Any]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             driver.wait()
+    # Shown where a test fails.
+    print(stderr, file=sys.stderr)
     assert driver.returncode == 0, stderr
     found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
     return found
