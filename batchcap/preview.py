@@ -82,7 +82,7 @@ def preview_index(
             wave_size=options.wave_size,
         ):
             preview.to_caption += len(wave.todo)
-            preview.maybe_known += len(wave.maybe_known)
+            preview.maybe_known += len(wave.maybe_known) + len(wave.same_size)
             for count in ("new", "changed", "unchanged", "quarantined", "stale"):
                 setattr(preview, count, getattr(preview, count) + getattr(wave, count))
         preview.vanished = sum(map(is_gone, missing.uris))

@@ -124,7 +124,7 @@ def plan_waves(
     wave, counted, size = Wave(), False, min(wave_size, _FIRST_WAVE)
     ascending = _ascending(entries)
     while chunk := list(islice(ascending, _CHUNK)):
-        copies: set[str] | None = None
+        likeness: _Likeness | None = None
         for entry in chunk:
             location, poison = locations.find(entry.uri), quarantine.find(entry.uri)
             counted = True
@@ -144,20 +144,24 @@ def plan_waves(
                 continue
             wave.new += not there
             wave.changed += there and not recaptions
-            if copies is None:
-                copies = _possible_copies(database, chunk)
-            # A file that changed, or came back, may hold what is known. One that is to be captioned again is
-            # only hashed where this model's caption of it is known.
-            may_have_changed = location is not None and (location.recaptioned or not recaptions)
-            maybe_known = may_have_changed or (location is None and entry.uri in copies)
-            (wave.maybe_known if maybe_known else wave.todo).append(entry)
-            if on_todo is not None and not maybe_known:
+            if likeness is None:
+                likeness = _find_likeness(database, chunk)
+            if location is not None:
+                # A file that changed, or came back, may hold what is known. One that is to be captioned again
+                # is only hashed where this model's caption of it is known.
+                maybe_known, same_size = location.recaptioned or not recaptions, False
+            else:
+                maybe_known = entry.uri in likeness.uris
+                same_size = entry.size_bytes in likeness.sizes
+            where = wave.maybe_known if maybe_known else wave.same_size if same_size else wave.todo
+            where.append(entry)
+            if on_todo is not None and where is wave.todo:
                 on_todo()
-            if len(wave.todo) + len(wave.maybe_known) == size:
+            if len(wave.todo) + len(wave.maybe_known) + len(wave.same_size) == size:
                 yield wave
                 wave, counted, size = Wave(), False, wave_size
                 # The caller has committed since: its images are known now.
-                copies = None
+                likeness = None
     if counted:
         yield wave
 
@@ -179,12 +183,18 @@ def _ascending(entries: "Iterable[FileEntry]") -> "Iterator[FileEntry]":
         yield entry
 
 
-def _possible_copies(database: Database, entries: "Collection[FileEntry]") -> set[str]:
-    """The uris of those entries that may be a known file moved, or a copy of one.
+class _Likeness(NamedTuple):
+    """What new files have in common with known images.
 
-    An image of their size is known, at a location with their name or with their mtime. Their size alone says
-    little: of ten million photographs nearly each has that of another, and all would be read twice.
+    `uris`: of files that have the size, and the name or the mtime, that a known one has somewhere.
+    `sizes`: that some image has.
     """
+
+    uris: set[str]
+    sizes: set[int]
+
+
+def _find_likeness(database: Database, entries: "Collection[FileEntry]") -> _Likeness:
     sizes = {entry.size_bytes for entry in entries}
     with database.read() as connection:
         rows = connection.execute(
@@ -193,17 +203,18 @@ def _possible_copies(database: Database, entries: "Collection[FileEntry]") -> se
             .where(Image.size_bytes.in_(sizes))
             .limit(_MOST_OF_A_SIZE + 1)
         ).all()
-        if len(rows) > _MOST_OF_A_SIZE:
-            statement = select(Image.size_bytes).where(Image.size_bytes.in_(sizes)).distinct()
-            known = set(connection.scalars(statement))
-            return {entry.uri for entry in entries if entry.size_bytes in known}
+        statement = select(Image.size_bytes).where(Image.size_bytes.in_(sizes)).distinct()
+        known = set(connection.scalars(statement))
+    if len(rows) > _MOST_OF_A_SIZE:
+        return _Likeness({entry.uri for entry in entries if entry.size_bytes in known}, known)
     named = {(size, _name(uri)) for size, uri, _ in rows}
     timed = {(size, mtime_ns) for size, _, mtime_ns in rows}
-    return {
+    uris = {
         entry.uri
         for entry in entries
         if (entry.size_bytes, _name(entry.uri)) in named or (entry.size_bytes, entry.mtime_ns) in timed
     }
+    return _Likeness(uris, known)
 
 
 def _name(uri: str) -> str:

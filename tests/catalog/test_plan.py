@@ -192,7 +192,7 @@ def test_a_copy_of_an_earlier_wave_is_hashed_first(catalog: Catalog, model, capt
 def test_a_size_alone_makes_no_copy(
     catalog: Catalog, model, captioned, entry, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But where the whole collection has it, more is not looked at."""
+    """Unless the whole collection has it: then more is not looked at."""
     monkeypatch.setattr(plan, "_MOST_OF_A_SIZE", most)
     with catalog.run(["/"], model, {}) as run:
         run.commit([captioned("/a/one", size_bytes=100, mtime_ns=1), captioned("/a/two", size_bytes=7)])
@@ -204,9 +204,9 @@ def test_a_size_alone_makes_no_copy(
     )
     wave = one_wave(catalog, [other, touched, renamed, larger], model.fingerprint)
     if most:
-        assert wave.maybe_known == [touched, renamed]
+        assert (wave.maybe_known, wave.same_size) == ([touched, renamed], [other])
     else:
-        assert wave.maybe_known == [other, touched, renamed]
+        assert (wave.maybe_known, wave.same_size) == ([other, touched, renamed], [])
 
 
 def test_a_scan_of_little_reads_little(catalog: Catalog, model, captioned, entry) -> None:
@@ -277,13 +277,16 @@ class Naive:
                 continue
             wave.new += not there
             wave.changed += there and not (recaption and stale)
+            name = entry.uri.rpartition("/")[2]
             if recaption and stale:
-                hashed = fingerprint in self.captions[known[2]]
+                where = wave.maybe_known if fingerprint in self.captions[known[2]] else wave.todo
+            elif known is not None or not evidence.isdisjoint({(entry.size_bytes, name), identity}):
+                where = wave.maybe_known
+            elif entry.size_bytes in {int(content.partition(":")[0]) for content in self.captions}:
+                where = wave.same_size
             else:
-                name = entry.uri.rpartition("/")[2]
-                may_be_copy = not evidence.isdisjoint({(entry.size_bytes, name), (*identity,)})
-                hashed = known is not None or may_be_copy
-            (wave.maybe_known if hashed else wave.todo).append(entry)
+                where = wave.todo
+            where.append(entry)
         return wave
 
 
