@@ -41,6 +41,11 @@ EPOCHS = 16
 converted_once = functools.cache(pretrained.convert_lite)
 
 
+def cache_of(data_set: DataSet) -> Path:
+    """Where its pixels and features are kept: the CNN is the same in nearly every run."""
+    return data_set.captions.parent / "cache"
+
+
 def train(
     data_set: DataSet,
     artifact_dir: Path,
@@ -79,7 +84,7 @@ def run_command(
         "train_split": data_set.train_split,
         "dev_split": data_set.dev_split,
         "artifact_dir": artifact_dir,
-        "cache_dir": artifact_dir.parent / "cache",
+        "cache_dir": cache_of(data_set),
         **SHAPE,
         **options,
     }
