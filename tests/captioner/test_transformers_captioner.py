@@ -1,5 +1,6 @@
 """Captioners of transformers: what they say of pictures, and that runs take them as they take our own."""
 
+import functools
 import json
 import os
 import shutil
@@ -45,7 +46,8 @@ def blip(folders: dict[str, Path]) -> Path:
     return folders["blip"]
 
 
-def load(folder: Path, *, num_beams: int = 1, batch_size: int = 4) -> TransformersCaptioner:
+@functools.cache
+def load(folder: Path, *, num_beams: int = 1, batch_size: int = 5) -> TransformersCaptioner:
     source = TransformersSource.open(str(folder), num_beams=num_beams, max_new_tokens=_TOKENS)
     return source.load_captioner(batch_size=batch_size, num_threads=1)
 
@@ -102,7 +104,7 @@ def test_captions_are_scored_as_the_network_scores_them(
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_of_one_equals_a_batch_of_many(family: str, num_beams: int, folders: dict[str, Path]) -> None:
-    many = load(folders[family], num_beams=num_beams, batch_size=5)
+    many = load(folders[family], num_beams=num_beams)
     one = load(folders[family], num_beams=num_beams, batch_size=1)
     images = pictures(many)
     for together, alone in zip(many.caption(images), one.caption(images), strict=True):

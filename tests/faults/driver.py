@@ -3,7 +3,8 @@
 kill-at POINT        dies of SIGKILL at the point; writes its descendants to $DESCENDANTS first
 signal SIGTERM       sends itself the signal after the first commit
 none -               nothing
-watch FILE           writes there what was imported and which files were opened
+watch FILE           writes there what was imported and which files were opened; takes several command
+                     lines, the next one after another --, each of which must succeed
 
 All but `watch` caption with the costless captioner: what captions is nothing to them, and a network takes a
 worker many seconds to build. Only where $DESCENDANTS are asked for, its workers load TensorFlow. Where there
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -146,7 +148,7 @@ def kill_at(point: str) -> None:
             raise ValueError(point)
 
 
-def watch(report: str) -> None:
+def watch(report: str, arguments: list[str]) -> None:
     opened: list[str] = []
 
     def note(event: str, args: tuple[Any, ...]) -> None:
@@ -154,11 +156,25 @@ def watch(report: str) -> None:
             opened.append(os.fsdecode(args[0]) if isinstance(args[0], str | bytes) else "")
 
     sys.addaudithook(note)
+    *earlier, last = [list(line) for is_end, line in groupby(arguments, "--".__eq__) if not is_end]
     try:
+        for line in earlier:
+            run_one(line)
+        sys.argv[1:] = last
         cli.main()
     finally:
         found = {"opened": list(opened), "modules": sorted(sys.modules)}
         Path(report).write_text(json.dumps(found))
+
+
+def run_one(arguments: list[str]) -> None:
+    """One command line of several."""
+    sys.argv[1:] = arguments
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{arguments} ended with exit status {end.code}")
 
 
 def main() -> None:
@@ -181,7 +197,7 @@ def main() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             around(Run, "commit", after=lambda *args: os.kill(os.getpid(), number))
         case "watch":
-            watch(argument)
+            watch(argument, arguments)
             return
         case _:
             raise ValueError(fault)

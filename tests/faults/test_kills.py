@@ -14,6 +14,7 @@ import pytest
 from batchcap import parts
 from batchcap.captioner.images import decode_image
 from batchcap.catalog import Catalog
+from batchcap.pipeline import index_collection
 from batchcap.verify import Verification, verify_store
 from tests.conftest import make_photo
 from tests.costless import Costless
@@ -157,7 +158,7 @@ def test_every_image_is_there_once_after_a_kill(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert check_unfinished(store) == FILES
 
-    again = run("none", "-", **options)  # type: ignore[arg-type]
-    assert (again.returncode, again.stderr) == (0, "")
-    assert f"0 captioned, {FILES} unchanged" in again.stdout
+    with Catalog.open(f"sqlite:///{store / 'catalog.db'}", mode="write") as catalog:
+        again = index_collection([str(pictures)], catalog, store, Costless())
+    assert (again.captioned, again.unchanged, again.quarantined) == (0, FILES, {})
     check_finished(store, undisturbed)

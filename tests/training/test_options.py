@@ -14,14 +14,15 @@ from model_training import train_model, training
 from model_training.config import PRESETS, TrainConfig
 from model_training.data_processing import AUGMENTED_VIEWS
 from tests.conftest import DataSet
-from tests.training.test_training import SHAPE, run_command, train
+from tests.training.conftest import uncompiled
+from tests.training.test_training import SHAPE, cache_of, run_command, train
 
 
 @pytest.fixture(scope="module")
 def plain(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a run with a frozen CNN, for what others are compared with or start from."""
     path = tmp_path_factory.mktemp("runs") / "plain"
-    train(data_set, path, epochs=1, compiled=False)
+    train(data_set, path, epochs=1, batch_size=75, compiled=False)
     return path
 
 
@@ -65,7 +66,9 @@ def test_one_dropout_stands_for_all_that_are_not_given(monkeypatch: pytest.Monke
 
 
 def test_mixed_precision_and_crops_end_in_a_bundle_like_others(data_set: DataSet, tmp_path: Path) -> None:
-    train(data_set, tmp_path / "run", ["--mixed_precision", "--augment"], epochs=1, scst_epochs=1)
+    # One step a stage.
+    options = {"epochs": 1, "scst_epochs": 1, "batch_size": 75, "cache_dir": tmp_path / "cache"}
+    train(data_set, tmp_path / "run", ["--mixed_precision", "--augment"], **options)
     weights = Bundle.open(tmp_path / "run").weights()
     assert all(np.isfinite(weight).all() for weight in weights.values())
     views = {np.load(path, mmap_mode="r").shape[1] for path in (tmp_path / "cache").glob("features-*.npy")}
@@ -73,7 +76,8 @@ def test_mixed_precision_and_crops_end_in_a_bundle_like_others(data_set: DataSet
 
 
 def test_a_trained_cnn_is_part_of_the_bundle(data_set: DataSet, plain: Path, tmp_path: Path) -> None:
-    train(data_set, tmp_path / "trained", epochs=1, train_cnn="top", lr=0.01, warmup_steps=0)
+    options = {"epochs": 1, "train_cnn": "top", "lr": 0.01, "warmup_steps": 0, "batch_size": 75}
+    train(data_set, tmp_path / "trained", **options, compiled=False)
     frozen, trained = (Bundle.open(path).weights() for path in (plain, tmp_path / "trained"))
     differs = {
         name for name in frozen if name.startswith("backbone") and (frozen[name] != trained[name]).any()
@@ -86,7 +90,7 @@ def test_a_bundle_to_start_from_gives_shape_words_and_weights(
     data_set: DataSet, plain: Path, tmp_path: Path
 ) -> None:
     first = Bundle.open(plain)
-    cache = plain.parent / "cache"
+    cache = cache_of(data_set)
     before = sorted(cache.iterdir())
     arguments = [
         *("--data", data_set.data, "--captions", data_set.captions, "--init", plain),
@@ -96,7 +100,8 @@ def test_a_bundle_to_start_from_gives_shape_words_and_weights(
 
     def start(name: str, *more: object) -> object:
         every = [*arguments, "--artifact_dir", tmp_path / name, *more]
-        return CliRunner().invoke(train_model.app, list(map(str, every)))
+        with uncompiled():
+            return CliRunner().invoke(train_model.app, list(map(str, every)))
 
     result = start("second")
     assert result.exit_code == 0, result.output

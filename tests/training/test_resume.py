@@ -27,8 +27,9 @@ OPTIONS = {
     "ema_momentum": 0.5,
     "scst_samples": 2,
 }
-# Steps of these runs: text 3, cross-entropy 2 * 5, self-critical 3.
-STAGES = {"TextStage": 2, "CrossEntropyStage": 7, "SelfCriticalStage": 2}
+# Steps of these runs: text 3, cross-entropy 2 * 5, self-critical 3. The first copy is made in the text stage.
+COPIED = ("TextStage", 2)
+CUTS = {"CrossEntropyStage": 7, "SelfCriticalStage": 2}
 
 
 def options_of(data_set: DataSet) -> dict[str, object]:
@@ -39,21 +40,27 @@ class Cut(Exception):
     """What ends a run in the middle."""
 
 
-def cut_after(monkeypatch: pytest.MonkeyPatch, stage: str, steps: int) -> None:
-    """Lets a run end in this stage after so many steps; each step is followed by a checkpoint."""
+def after_steps(
+    monkeypatch: pytest.MonkeyPatch, stage: str, steps: int, happens: Callable[[], object]
+) -> None:
+    """Lets something happen in this stage after so many steps; each step is followed by a checkpoint."""
     whole = getattr(training, stage)
 
-    class Short(whole):  # type: ignore[misc, valid-type]
+    class Watched(whole):  # type: ignore[misc, valid-type]
         done = 0
 
         def step(self, batch: object) -> dict[str, float]:
             if self.done == steps:
-                raise Cut
+                happens()
             self.done += 1
             return whole.step(self, batch)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(training, stage, Short)
+    monkeypatch.setattr(training, stage, Watched)
     monkeypatch.setattr(training, "CHECKPOINT_S", -1.0)
+
+
+def cut() -> None:
+    raise Cut
 
 
 def history_of(path: Path) -> list[dict[str, str]]:
@@ -69,25 +76,51 @@ def weights_of(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run. It began with --resume where there was nothing, as jobs do."""
-    path = tmp_path_factory.mktemp("runs") / "run"
-    train(data_set, path, flags=["--resume"], **options_of(data_set))
-    return path
+def runs(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished run, which began with --resume where there was nothing, as jobs do; and its first steps.
+
+    These are what a kill would have left in the middle of its first epoch.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    whole, start = folder / "run", folder / "start" / "run"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def copy() -> None:
+            shutil.copytree(whole, start)
+            # The others, which go on from checkpoints, end as one that wrote none on its way.
+            patch.setattr(training, "CHECKPOINT_S", 600.0)
+
+        after_steps(patch, *COPIED, copy)
+        train(data_set, whole, flags=["--resume"], **options_of(data_set))
+    return whole, start
+
+
+@pytest.fixture
+def uninterrupted(runs: tuple[Path, Path]) -> Path:
+    """The finished run."""
+    return runs[0]
+
+
+@pytest.fixture
+def cut_short(runs: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the run that ended in the middle of its first epoch."""
+    return shutil.copytree(runs[1], tmp_path / "run")
 
 
 def test_a_run_that_was_cut_short_in_every_stage_ends_as_if_it_had_not_been(
-    data_set: DataSet, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_set: DataSet, uninterrupted: Path, cut_short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "run"
+    path = cut_short
     expected = history_of(uninterrupted)
-    for number, (stage, steps) in enumerate(STAGES.items()):
+    assert history_of(path) == []
+    for stage, steps in CUTS.items():
         with monkeypatch.context() as patch:
-            cut_after(patch, stage, steps)
-            result = run_command(data_set, path, flags=["--resume"] if number else [], **options_of(data_set))
+            after_steps(patch, stage, steps, cut)
+            result = run_command(data_set, path, flags=["--resume"], **options_of(data_set))
             assert isinstance(result.exception, Cut), stage
         assert (path / CHECKPOINT).exists()
         # What was done before the cut is as it should be, so a difference says which stage made it.
+        assert history_of(path)
         for row, wanted in zip(history_of(path), expected, strict=False):
             assert row.items() <= wanted.items(), stage
     train(data_set, path, flags=["--resume"], **options_of(data_set))
@@ -128,28 +161,33 @@ def test_another_run_is_refused_and_stays(
     assert before == {path.name: path.read_bytes() for path in uninterrupted.iterdir()}
 
 
-def test_overwrite_replaces_a_run_whole(data_set: DataSet, uninterrupted: Path, tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    shutil.copytree(uninterrupted, path)
-    assert len(history_of(path)) == 4
+@pytest.fixture(scope="module")
+def overwritten(
+    data_set: DataSet, runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A run of another shape in the place of the finished one, which learns nothing; and what it printed."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    shutil.copytree(runs[0], path)
     (path / "notes.txt").write_text("mine")
     (path / "calibration.json").write_text("{}")
-    train(data_set, path, flags=["--overwrite"], epochs=1, embed_dim=8, compiled=False)
-    assert len(history_of(path)) == 1
+    # With a learning rate of zero every epoch is as good as the first.
+    options = {"epochs": 9, "patience": 2, "lr": 0.0, "weight_decay": 0.0, "batch_size": 75, "embed_dim": 8}
+    return path, train(data_set, path, flags=["--overwrite"], **options, compiled=False)
+
+
+def test_overwrite_replaces_a_run_whole(uninterrupted: Path, overwritten: tuple[Path, str]) -> None:
+    path, _ = overwritten
+    assert {row["stage"] for row in history_of(uninterrupted)} > {row["stage"] for row in history_of(path)}
     assert Bundle.open(path).config.embed_dim == 8
     assert json.loads((path / "training.json").read_text())["captioner"]["embed_dim"] == 8
     assert not (path / "calibration.json").exists()
     assert (path / "notes.txt").read_text() == "mine"
 
 
-@pytest.fixture(scope="module")
-def cut_short(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended in the middle of its only epoch."""
-    path = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        cut_after(patch, "CrossEntropyStage", 3)
-        assert isinstance(run_command(data_set, path, epochs=1, compiled=False).exception, Cut)
-    return path
+def test_training_stops_where_nothing_gets_better(overwritten: tuple[Path, str]) -> None:
+    path, output = overwritten
+    assert len(history_of(path)) == 3
+    assert "no better CIDEr-D for 2 epochs" in output
 
 
 @pytest.mark.parametrize(
@@ -174,25 +212,15 @@ def cut_short(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_damaged_checkpoint_is_one_line(
     data_set: DataSet,
     cut_short: Path,
-    tmp_path: Path,
     damage: Callable[[Path], object],
     message: str,
 ) -> None:
-    path = tmp_path / "run"
-    shutil.copytree(cut_short, path)
+    path = cut_short
     damage(path / CHECKPOINT)
     before = (path / CHECKPOINT).read_bytes()
-    result = run_command(data_set, path, flags=["--resume"], epochs=1)
+    result = run_command(data_set, path, flags=["--resume"], **options_of(data_set))
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert message in line
     assert "--overwrite" in line
     assert (path / CHECKPOINT).read_bytes() == before
-
-
-def test_training_stops_where_nothing_gets_better(data_set: DataSet, tmp_path: Path) -> None:
-    # With a learning rate of zero every epoch is as good as the first.
-    options = {"epochs": 9, "patience": 2, "lr": 0.0, "weight_decay": 0.0, "batch_size": 75}
-    output = train(data_set, tmp_path / "run", **options, compiled=False)
-    assert len(history_of(tmp_path / "run")) == 3
-    assert "no better CIDEr-D for 2 epochs" in output

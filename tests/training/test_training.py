@@ -41,6 +41,11 @@ EPOCHS = 16
 converted_once = functools.cache(pretrained.convert_lite)
 
 
+def cache_of(data_set: DataSet) -> Path:
+    """Where its pixels and features are kept: the CNN is the same in nearly every run."""
+    return data_set.captions.parent / "cache"
+
+
 def train(
     data_set: DataSet,
     artifact_dir: Path,
@@ -79,7 +84,7 @@ def run_command(
         "train_split": data_set.train_split,
         "dev_split": data_set.dev_split,
         "artifact_dir": artifact_dir,
-        "cache_dir": artifact_dir.parent / "cache",
+        "cache_dir": cache_of(data_set),
         **SHAPE,
         **options,
     }
@@ -165,7 +170,7 @@ def test_without_a_split_the_drawn_images_are_listed_for_the_evaluation(
     data_set: DataSet, tmp_path: Path, without_meteor: None
 ) -> None:
     own_splits = {"train_split": None, "dev_split": None, "dev_share": 0.25}
-    printed = train(data_set, tmp_path / "run", epochs=1, compiled=False, **own_splits)
+    printed = train(data_set, tmp_path / "run", epochs=1, batch_size=90, compiled=False, **own_splits)
     assert "48 captions of 24 images; 18 to train on, 6 to choose on, split by chance" in printed
     assert "split by chance" in (tmp_path / "run" / "README.md").read_text()
     assert len((tmp_path / "run" / "dev.txt").read_text().split()) == 6
@@ -264,7 +269,7 @@ def test_a_wandb_run_that_can_not_start_is_one_line_before_the_features(
 def test_the_schedule_ends_with_the_last_step(
     data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """14 captions are two whole images: 15 images are 8 steps, where 75 captions / 14 would be 6."""
+    """14 captions are two whole images: 5 images are 3 steps, where 25 captions / 14 would be 2."""
     stages = []
 
     class Recorded(CrossEntropyStage):
@@ -273,10 +278,10 @@ def test_the_schedule_ends_with_the_last_step(
             stages.append(self)
 
     monkeypatch.setattr(training, "CrossEntropyStage", Recorded)
-    train(data_set, tmp_path / "run", batch_size=14, epochs=2, warmup_steps=3, compiled=False)
+    train(data_set, tmp_path / "run", limit=5, batch_size=14, epochs=2, warmup_steps=3, compiled=False)
     (stage,) = stages
-    assert stage.steps_per_epoch == 8
-    assert stage.optimizer.steps == 16
+    assert stage.steps_per_epoch == 3
+    assert stage.optimizer.steps == 6
     assert stage.optimizer.learning_rate == pytest.approx(0, abs=1e-9)
 
 
@@ -336,5 +341,5 @@ def test_wandb_disabled_leaves_nothing(trained: tuple[Path, str]) -> None:
 
 
 def test_wandb_offline_leaves_a_run(data_set: DataSet, tmp_path: Path, wandb_dir: Path) -> None:
-    train(data_set, tmp_path / "run", epochs=1, wandb="offline", limit=3, compiled=False)
+    train(data_set, tmp_path / "run", epochs=1, wandb="offline", limit=5, compiled=False)
     assert any(wandb_dir.rglob("*.wandb"))
