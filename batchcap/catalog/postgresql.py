@@ -79,6 +79,8 @@ class PostgresDatabase(Database):
     driver_error = psycopg.Error
     full_text = FullText(
         syntax=_TSQUERY,
+        index=Caption.__table__,
+        caption_id=Caption.__table__.c.id,
         captions=Caption.__table__,
         matches=_VECTOR.bool_op("@@")(_QUERY),
         lacks=not_(_VECTOR.bool_op("@@")(_QUERY)),

@@ -77,6 +77,8 @@ class SqliteDatabase(Database):
     driver_error = sqlite3.Error
     full_text = FullText(
         syntax=_FTS5,
+        index=_INDEX,
+        caption_id=_INDEX.c.rowid,
         captions=_INDEX.join(Caption.__table__, Caption.id == _INDEX.c.rowid),
         matches=_INDEX_COLUMN.match(EXPRESSION),
         lacks=Caption.id.not_in(select(_INDEX.c.rowid).where(_INDEX_COLUMN.match(EXPRESSION))),
