@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from itertools import islice
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,8 +43,7 @@ def main(
         folder = Path(made)
         url = catalog or f"sqlite:///{folder / 'catalog.db'}"
         catalog_size.write(url, folder, rows, sentences(None))
-        beside = {"alone": None, "work": compute, "run": commit}
-        found = {name: measure(url, rows, seconds, other) for name, other in beside.items()}
+        found = measure(url, rows, seconds)
     print(
         json.dumps(
             {
@@ -64,32 +63,43 @@ def main(
     )
 
 
-def measure(url: str, rows: int, seconds: float, beside: Any) -> dict[str, Any]:
-    """How long readers wait.
+def measure(url: str, rows: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """How long readers wait, by what is done beside them.
 
     Args:
         url: of the catalog.
         rows: that were there at the beginning.
-        seconds: to search for.
-        beside: what another process does meanwhile; None for none.
+        seconds: to search for, each time.
     """
-    ended, answers = _PROCESSES.Event(), _PROCESSES.Queue()
+    beside = {"alone": None, "work": compute, "run": commit}
+    ends, answers = [_PROCESSES.Event() for _ in beside], _PROCESSES.Queue()
     # The first to have come this far wait for the last.
-    ready = _PROCESSES.Barrier(_READERS + (beside is not None) + 1)
-    processes = [
-        _PROCESSES.Process(target=read, args=(url, rows, seed, ready, ended, answers))
+    ready = _PROCESSES.Barrier(_READERS + 1)
+    readers = [
+        _PROCESSES.Process(target=read, args=(url, rows, seed, ready, ends, answers), daemon=True)
         for seed in range(_READERS)
     ]
-    if beside is not None:
-        processes.append(_PROCESSES.Process(target=beside, args=(url, rows, ready, ended, answers)))
-    for process in processes:
-        process.start()
-    ready.wait(_PATIENCE_S)
-    time.sleep(seconds)
-    ended.set()
-    said = [answers.get(timeout=_PATIENCE_S) for _ in processes]
-    for process in processes:
-        process.join()
+    for reader in readers:
+        reader.start()
+    found = {}
+    for (name, other), ended in zip(beside.items(), ends, strict=True):
+        if other is not None:
+            begun = _PROCESSES.Event()
+            arguments = (url, rows, begun, ended, answers)
+            _PROCESSES.Process(target=other, args=arguments, daemon=True).start()
+            begun.wait(_PATIENCE_S)
+        ready.wait(_PATIENCE_S)
+        time.sleep(seconds)
+        ended.set()
+        said = [answers.get(timeout=_PATIENCE_S) for _ in range(_READERS + (other is not None))]
+        found[name] = summary(said, seconds)
+    for reader in readers:
+        reader.join()
+    return found
+
+
+def summary(said: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What all processes said of one time, together."""
     waits = sorted(wait for each in said for wait in each.get("waits", ()))
     return {
         "searches": len(waits),
@@ -101,10 +111,8 @@ def measure(url: str, rows: int, seconds: float, beside: Any) -> dict[str, Any]:
     }
 
 
-def read(url: str, rows: int, seed: int, ready: Any, ended: Event, answers: Any) -> None:
-    """Searches until it is told to end; says how long each took, and what went wrong."""
-    waits: list[float] = []
-    errors: list[str] = []
+def read(url: str, rows: int, seed: int, ready: Barrier, ends: list[Event], answers: Any) -> None:
+    """Searches, time and again, until each end; says how long each took, and what went wrong."""
     rng, write_caption = random.Random(seed), sentences(None)
     queries = [
         # Two words of a caption that is there: most find ten to a thousand.
@@ -113,34 +121,37 @@ def read(url: str, rows: int, seed: int, ready: Any, ended: Event, answers: Any)
     ]
     with Catalog.open(url) as catalog:
         catalog.search(queries[0])
-        ready.wait()
-        while not ended.is_set():
-            started = time.perf_counter()
-            try:
-                catalog.search(rng.choice(queries))
-            except Exception as error:
-                errors.append(repr(error))
-            waits.append((time.perf_counter() - started) * 1000)
-    answers.put({"waits": waits, "errors": errors})
+        for ended in ends:
+            waits: list[float] = []
+            errors: list[str] = []
+            ready.wait(_PATIENCE_S)
+            while not ended.is_set() or not waits:
+                started = time.perf_counter()
+                try:
+                    catalog.search(rng.choice(queries))
+                except Exception as error:
+                    errors.append(repr(error))
+                waits.append((time.perf_counter() - started) * 1000)
+            answers.put({"waits": waits, "errors": errors})
 
 
-def commit(url: str, rows: int, ready: Any, ended: Event, answers: Any) -> None:
+def commit(url: str, rows: int, begun: Event, ended: Event, answers: Any) -> None:
     """Commits other images until it is told to end."""
     committed = 0
     made = catalog_size.captioned(sentences(None), start=rows)
     with Catalog.open(url, mode="write") as catalog, catalog.run(["/mnt"], catalog_size.MODEL, {}) as run:
-        ready.wait()
         while not ended.is_set():
             batch = list(islice(made, catalog_size.COMMIT_ROWS))
             run.commit(batch)
             committed += len(batch)
+            begun.set()
     answers.put({"committed": committed})
 
 
-def compute(url: str, rows: int, ready: Any, ended: Event, answers: Any) -> None:
-    """Makes the same captions, and keeps them to itself."""
+def compute(url: str, rows: int, begun: Event, ended: Event, answers: Any) -> None:
+    """Makes such captions, and keeps them to itself."""
     made = catalog_size.captioned(sentences(None), start=rows)
-    ready.wait()
+    begun.set()
     while not ended.is_set():
         next(made)
     answers.put({})
