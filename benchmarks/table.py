@@ -247,6 +247,34 @@ def _serving(result: Result) -> Iterable[Row]:
     )
 
 
+def _catalog_million(result: Result) -> Iterable[Row]:
+    measured = f"{result['rows']:,} captions in {_DATABASES[result['database']]}"
+    searches = {name: each for name, each in result["search_ms"].items() if each}
+    named = {"to_100": "up to 100 hits", "to_10000": "up to 10,000", "more": "more"}
+    yield Row(
+        "How long does a search take in a large catalog?",
+        f"{measured}: all hits counted, the first 20 shown",
+        "; ".join(
+            f"{named[name]} {each['p50']:,.0f} ms (one of twenty {each['p95']:,.0f} ms)"
+            for name, each in searches.items()
+        ),
+    )
+    yield Row(
+        "How long does a run take that finds nothing to do?",
+        f"{measured}: the plan, without listing the files",
+        f"{result['plan_s']:.1f} s",
+    )
+
+
+def _readers(result: Result) -> Iterable[Row]:
+    waits = {name: f"{each['p99']:,.0f} ms" for name, each in result["wait_ms"].items()}
+    yield Row(
+        "Does a run keep those waiting who search?",
+        f"{result['rows']:,} captions in {_DATABASES[result['database']]}, {result['readers']} readers",
+        f"one search of a hundred takes {waits['run']} beside a run, {waits['work']} beside other work",
+    )
+
+
 ROWS: dict[str, Callable[[Result], Iterable[Row]]] = {
     "index_throughput": _index_throughput,
     "plain_ray": _plain_ray,
@@ -258,7 +286,10 @@ ROWS: dict[str, Callable[[Result], Iterable[Row]]] = {
     "startup": _startup,
     "serving": _serving,
     "training_step": _training_step,
+    "catalog_million": _catalog_million,
+    "readers": _readers,
 }
+_DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 _RUNTIMES = {"tensorflow": "TensorFlow", "openvino": "OpenVINO"}
 
 

@@ -175,9 +175,29 @@ def test_rows_of_what_other_tests_run(tmp_path: Path) -> None:
             "benchmark": "startup",
             "median_s": {"first_commit": 14.25, "few_files": 9.5, "nothing_to_do": 0.7},
         },
+        {
+            "benchmark": "catalog_million",
+            "database": "postgresql",
+            "rows": 1_000_000,
+            "search_ms": {
+                "to_100": {"p50": 2.2, "p95": 9.6},
+                "to_10000": {},
+                "more": {"p50": 220, "p95": 1234},
+            },
+            "plan_s": 12.34,
+        },
+        {
+            "benchmark": "readers",
+            "database": "sqlite",
+            "rows": 1000,
+            "readers": 4,
+            "wait_ms": {"alone": {"p99": 10}, "work": {"p99": 12.4}, "run": {"p99": 13.6}},
+        },
     ):
         (tmp_path / f"{result['benchmark']}.json").write_text(json.dumps({**result, **common.provenance()}))
-    _, _, others, scaling, memory_row, startup = benchmarks_table(tmp_path).splitlines()
+    _, _, others, scaling, memory_row, startup, search, plan, readers = benchmarks_table(
+        tmp_path
+    ).splitlines()
     assert (
         "| 100 times BLIP-base (0.8 images/s), 40 times GIT-base (2.0 images/s), 32 times ViT-GPT2" in others
     )
@@ -187,6 +207,10 @@ def test_rows_of_what_other_tests_run(tmp_path: Path) -> None:
     assert (
         "| 14.2 s on Ray; 9.5 s to the end of a run of 128 files, which does without; 0.7 s where" in startup
     )
+    assert "1,000,000 captions in PostgreSQL" in search
+    assert "| up to 100 hits 2 ms (one of twenty 10 ms); more 220 ms (one of twenty 1,234 ms) |" in search
+    assert "| 12.3 s |" in plan
+    assert "| one search of a hundred takes 14 ms beside a run, 12 ms beside other work |" in readers
     skipped = {"benchmark": "other_captioners", "skipped": "torch not installed"}
     (tmp_path / "other_captioners.json").write_text(json.dumps(skipped))
     assert "BLIP" not in benchmarks_table(tmp_path)
