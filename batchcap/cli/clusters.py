@@ -12,21 +12,24 @@ from batchcap.errors import UsageError
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="Ray cluster to join: auto, or HOST:PORT of its head; this machine must be one of its nodes.  "
-        "[default: Ray starts here]"
+        help="Ray cluster to join: auto, or HOST:PORT of its head; this machine must be one of its nodes.",
+        show_default="Ray starts here",
     ),
 ]
 GpusPerWorkerOption = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="GPUs that each network gets, such as 0.5; 0: CPUs.  [default: 1 where there are any]",
+        help="GPUs that each network gets, such as 0.5; 0: CPUs.",
+        show_default="1 where there are any",
     ),
 ]
 WorkersOption = Annotated[
     str | None,
     typer.Option(
-        metavar="N|MIN:MAX", help="Networks, or the fewest and the most.  [default: as many as have room]"
+        metavar="N|MIN:MAX",
+        help="Networks, or the fewest and the most.",
+        show_default="as many as have room",
     ),
 ]
 MemoryOption = Annotated[

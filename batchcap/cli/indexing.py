@@ -47,7 +47,9 @@ def index(
     ] = None,
     column: Annotated[
         str | None,
-        typer.Option(help="Where the paths are in a --list.  [default: uri, path or url, or the only one]"),
+        typer.Option(
+            help="Where the paths are in a --list.", show_default="uri, path or url, or the only one"
+        ),
     ] = None,
     query: Annotated[
         str | None, typer.Option(help="SQL whose first column names what to caption; of --database.")
@@ -80,7 +82,7 @@ def index(
         int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics there, on loopback.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page on the run to this HTML file.")] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs to use at most.  [default: all]")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs to use at most.", show_default="all")] = None,
     gpus_per_worker: GpusPerWorkerOption = None,
     workers: WorkersOption = None,
     memory: MemoryOption = None,

@@ -46,7 +46,7 @@ def serve(
     max_files: Annotated[int, typer.Option(min=1, help="Pictures of one request.")] = 64,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Megabytes of one request.")] = 64.0,
     max_megapixels: Annotated[
-        float | None, typer.Option(min=0.001, help="Megapixels of one picture.  [default: the model's]")
+        float | None, typer.Option(min=0.001, help="Megapixels of one picture.", show_default="the model's")
     ] = None,
     decode_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to decode one picture.")] = 10.0,
     request_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 60.0,
