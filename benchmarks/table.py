@@ -243,8 +243,25 @@ def _serving(result: Result) -> Iterable[Row]:
         "How long does a client of `batchcap serve` wait?",
         measured,
         f"{waits['alone']['median']:,.0f} ms alone, {waits['served']['median']:,.0f} ms among "
-        f"{result['clients']} (one of twenty {waits['served']['p95']:,.0f} ms)",
+        f"{result['clients']} (one of twenty {waits['served']['p95']:,.0f} ms, of a hundred "
+        f"{waits['served']['p99']:,.0f} ms)",
     )
+    overload = result["overload"]
+    answers = overload["answers"]
+    yield Row(
+        "What does `batchcap serve` do with more than it can take?",
+        f"{measured}: {overload['clients']} at once, with room for {2 * result['clients']}",
+        f"{_rate([overload['images_per_s']])} images/s captioned; {answers.get('429', 0):,} of "
+        f"{sum(answers.values()):,} requests told to come back (429), "
+        f"{sum(answers.values()) - answers.get('429', 0) - answers.get('200', 0):,} failed",
+    )
+    if memory := result["memory"]:
+        server = memory["rss_mib"]["server"]
+        yield Row(
+            "Does `batchcap serve` grow?",
+            f"{memory['requests']:,} requests, tiny pictures, a captioner that costs nothing",
+            f"{server[0]:.0f} MiB, then {server[-1]:.0f} MiB",
+        )
 
 
 def _catalog_million(result: Result) -> Iterable[Row]:

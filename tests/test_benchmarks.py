@@ -26,7 +26,7 @@ SMALL = {
     "original_way": "--photos PHOTOS --limit 4 --original-images 3 --model MODEL",
     "decoder": "--batch-size 2 --uncached-batch-size 1 --num-beams 2 --beams-batch-size 2 --tokens 3"
     " --vocabulary-size 50 --embed-dim 16",
-    "serving": "--photos PHOTOS --limit 8 --clients 4 --model MODEL",
+    "serving": "--photos PHOTOS --limit 8 --clients 4 --model MODEL --seconds 1 --requests 20",
 }
 
 Result = dict[str, Any]
@@ -113,7 +113,15 @@ def test_serving(found: dict[str, Result]) -> None:
     assert (result["images"], result["clients"], result["num_beams"]) == (8, 4, 1)
     (captioner,), (served,) = (result["images_per_s"][name] for name in ("captioner", "served"))
     assert result["served_to_captioner"] == pytest.approx(served / captioner, rel=0.1)
-    assert all(0 < wait["median"] <= wait["p95"] for wait in result["wait_ms"].values())
+    assert all(0 < wait["median"] <= wait["p95"] <= wait["p99"] for wait in result["wait_ms"].values())
+    assert (result["answers"].keys(), result["errors"]) == ({"200"}, 0)
+    overload = result["overload"]
+    assert overload["survived"]
+    assert overload["answers"].keys() == {"200", "429"}
+    memory = result["memory"]
+    assert memory["answers"] == {"200": 22}
+    assert all(len(rss) == 11 and min(rss) > 0 for rss in memory["rss_mib"].values())
+    assert memory["slope_bytes_per_request"].keys() == memory["rss_mib"].keys()
 
 
 def test_the_table_has_a_row_for_every_question(found: dict[str, Result], tmp_path: Path) -> None:
@@ -133,7 +141,7 @@ def test_the_table_has_a_row_for_every_question(found: dict[str, Result], tmp_pa
     head, rule, *rows, blank, others = benchmarks_table(tmp_path).splitlines()
     assert {line.count("|") for line in (head, rule, *rows)} == {5}
     assert all(f"`{index['commit']}`" in row for row in rows)
-    assert len(rows) == 3 + 4 + 1 + 1 + 2 + 2
+    assert len(rows) == 3 + 4 + 1 + 1 + 2 + 4
     assert "| captioning 75%, loading 25% |" in rows[5]
     assert "| 1.50 times TensorFlow's rate, greedy |" in rows[6]
     # What nobody wrote a row for is not passed over in silence.

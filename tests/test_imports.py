@@ -63,8 +63,11 @@ MAY_IMPORT = {
     "batchcap.report": _STAGES | {"batchcap.observers", "batchcap.thumbnails"},
     "batchcap.submit": _CORE,
     "batchcap.console": _RUNS,
-    "batchcap.cli": _RUNS | {"batchcap.console", "batchcap.serving"},
+    "batchcap.cli": _RUNS | {"batchcap.console", "batchcap.serving", "batchcap.serving.on_ray"},
     "batchcap.serving": _CORE | _LOADING | {"batchcap.catalog", "batchcap.storage"},
+    "batchcap.serving.on_ray": _CORE
+    | {"batchcap.balance", "batchcap.catalog", "batchcap.serving"}
+    | {"batchcap.model_copies", "batchcap.ray_start"},
     "batchcap.__main__": {"batchcap.cli"},
     "model_training": _CORE | {"model_training.retrieval"},
     "model_training.retrieval": _CORE | {"model_training", "batchcap.catalog"},
@@ -95,7 +98,7 @@ ONLY = {
     "psycopg": ("batchcap.catalog.postgresql", "batchcap.catalog.postgresql_query"),
     "ray": (
         *("batchcap.model_copies", "batchcap.ray_start", "batchcap.ray_cluster", "batchcap.ray_runtime"),
-        *("batchcap.submit", "jobs"),
+        *("batchcap.serving.on_ray", "batchcap.submit", "jobs"),
     ),
     "prometheus_client": ("batchcap.observers", "batchcap.serving"),
     "pydantic": ("batchcap.serving",),

@@ -53,7 +53,7 @@ def test_all_options_are_on_the_page() -> None:
     assert found.keys() == OPTIONS.keys() - {"--debug"}
     for name, default in found.items():
         option = OPTIONS[name]
-        if option.default is not None and not option.multiple:
+        if option.default not in (None, False) and not option.multiple:
             assert default == str(option.default), name
 
 
@@ -78,7 +78,7 @@ def test_the_parameters_of_a_search_are_on_the_page(client: TestClient) -> None:
 
 def test_what_is_only_shown_takes_the_options_there_are() -> None:
     _, shown = commands_in(PAGE)
-    assert sum(line.startswith(NOT_RUN) for line in shown) == 4
+    assert sum(line.startswith(NOT_RUN) for line in shown) == 5
     for line in shown:
         if line.startswith("batchcap serve"):
             assert {word for word in shlex.split(line) if word.startswith("--")} <= OPTIONS.keys()
