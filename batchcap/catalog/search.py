@@ -44,7 +44,7 @@ def search(database: Database, query: str, *, limit: int, offset: int, where: Ca
         ]
     elif filters and (terms or not query.strip()):
         # Filters alone, or with words that must not be there: nothing to rank by.
-        parameters = {}
+        parameters: dict[str, str] = {}
         if terms:
             filters.append(full_text.lacks)
             parameters["expression"] = unwanted_expression(terms, full_text.syntax)
