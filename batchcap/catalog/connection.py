@@ -102,6 +102,14 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def expect_lookups(self, connection: Connection) -> None:
+        """Says that this read transaction will look up few rows of large tables, most of them in memory.
+
+        Args:
+            connection: in a read transaction.
+        """
+
+    @abstractmethod
     def wipe(self, connection: Connection) -> None:
         """Has what a write transaction deletes overwritten, as far as that is in our hands; then `scrub`."""
 

@@ -73,6 +73,8 @@ _BY_INDEX = text(
     "FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name"
 )
 
+_LOOKUPS = text("SELECT set_config('random_page_cost', '1.1', true), set_config('jit', 'off', true)")
+
 
 def _quoted(word: str) -> str:
     """A word as tsquery has it: taken as it is, and never for an operator."""
@@ -187,6 +189,14 @@ class PostgresDatabase(Database):
             text("SELECT set_config('lock_timeout', :timeout, true)"), {"timeout": str(EDIT_TIMEOUT_MS)}
         )
         connection.execute(text("LOCK TABLE run IN SHARE ROW EXCLUSIVE MODE"))
+
+    def expect_lookups(self, connection: Connection) -> None:
+        """See `Database.expect_lookups`.
+
+        A server's defaults are for disks that turn: for a few thousand hits it would read all images and
+        locations rather than look these up, and compile the query first.
+        """
+        connection.execute(_LOOKUPS)
 
     def wipe(self, connection: Connection) -> None:
         """Nothing: that is the server's, which vacuums its tables."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     and_,
     bindparam,
     case,
@@ -273,9 +274,10 @@ class Run:
         self, connection: Connection, rows: Sequence[tuple[str, str]], now: datetime, *, own: bool
     ) -> None:
         """Logs (uri, content) with this model's caption (`own`), or else with the live one."""
+        captions: Select[Any]
         if own:
             captions = select(Caption.content_hash, Caption.id).where(self._of_this_model())
-            content: ColumnElement[str] = Caption.content_hash
+            content: Any = Caption.content_hash
         else:
             captions = select(Image.content_hash, Image.caption_id).where(Image.caption_id.is_not(None))
             content = Image.content_hash

@@ -34,6 +34,7 @@ def search(database: Database, query: str, *, limit: int, offset: int, where: Ca
     if expression is not None:
         ranked = ranked_page(full_text, filters, columns, limit=limit, offset=offset)
         with database.read() as connection:
+            database.expect_lookups(connection)
             rows = connection.execute(ranked, {"expression": expression}).all()
         total = rows[0].total
         found = [
@@ -43,7 +44,7 @@ def search(database: Database, query: str, *, limit: int, offset: int, where: Ca
         ]
     elif filters and (terms or not query.strip()):
         # Filters alone, or with words that must not be there: nothing to rank by.
-        parameters = {}
+        parameters: dict[str, str] = {}
         if terms:
             filters.append(full_text.lacks)
             parameters["expression"] = unwanted_expression(terms, full_text.syntax)

@@ -153,6 +153,9 @@ class SqliteDatabase(Database):
     def fence(self, connection: Connection) -> None:
         """Nothing: there is one writer at a time."""
 
+    def expect_lookups(self, connection: Connection) -> None:
+        """Nothing: it does nothing else."""
+
     def wipe(self, connection: Connection) -> None:
         """Has zeros written over it; in the full-text index and in the log it stays until `scrub`."""
         connection.exec_driver_sql("PRAGMA secure_delete = ON").close()

@@ -14,9 +14,12 @@ from typing import NamedTuple
 
 from snowballstemmer.english_stemmer import EnglishStemmer
 
+# A letter or a digit. What SQLite's tokenizer passes over is none, so that every database finds the same:
+# vowels and tones of New Tai Lue and two signs of Vedic, which were marks in the Unicode that it has.
+LETTER = r"[^\W_\u19b0-\u19c0\u19c8\u19c9\u1cf2\u1cf3]"
 # Letters and digits, with the marks that may follow them in decomposed text.
-_WORD = re.compile(r"[^\W_](?:[^\W_]|[\u0300-\u036f])*")
-_TOKEN = re.compile(r"[^\W_]+")
+_WORD = re.compile(rf"{LETTER}(?:{LETTER}|[\u0300-\u036f])*")
+_TOKEN = re.compile(rf"{LETTER}+")
 # A query: -"a phrase", or -word*; whatever else is there is skipped.
 _TERM = re.compile(r'(?P<minus>(?<!\S)-)?(?:"(?P<phrase>[^"]*)"?|(?P<word>[^\s"]+))')
 

@@ -1,9 +1,13 @@
 """Search: what finds what, in which order, and that no query can break it."""
 
 import random
+import re
 import shutil
+import sqlite3
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
@@ -15,7 +19,7 @@ from sqlalchemy import delete, text, update
 
 from batchcap.catalog import CaptionFilter, Catalog
 from batchcap.catalog.tables import Caption, Image, Result
-from batchcap.catalog.text import fold, search_text, stem
+from batchcap.catalog.text import LETTER, fold, search_text, stem
 from tests.catalog.fuzz import CAPTIONS, answers
 
 
@@ -88,6 +92,7 @@ def searched(
         ("dog^2", []),
         ("dog') --", ["/dogs", "/beach"]),
         ("\x00dog\ud800", ["/dogs", "/beach"]),
+        ("\u19b2dog", ["/dogs", "/beach"]),
     ],
 )
 def test_what_is_found(searched: Catalog, query: str, uris: list[str]) -> None:
@@ -104,6 +109,27 @@ def test_letters_younger_than_sqlite_are_letters(filled: Catalog, model, caption
     with filled.run(["/"], model, {}) as run:
         run.commit([captioned("/letter", f"the letter {letter}")])
     assert [hit.uri for hit in filled.search(f"{letter} -dog").hits] == ["/letter"]
+
+
+def test_sqlite_passes_over_no_letter(empty_catalog: Path) -> None:
+    """All that stand in a search text, each a text of its own, in an index as the catalog's."""
+    with (
+        closing(sqlite3.connect(empty_catalog)) as catalog,
+        closing(sqlite3.connect(":memory:")) as connection,
+    ):
+        (definition,) = catalog.execute("SELECT sql FROM sqlite_master WHERE name = 'caption_fts'").fetchone()
+        connection.execute("CREATE TABLE caption (id INTEGER PRIMARY KEY, search_text TEXT)")
+        connection.execute(definition)
+        letters = [
+            match.start() for match in re.finditer(LETTER, "".join(map(chr, range(sys.maxunicode + 1))))
+        ]
+        connection.executemany(
+            "INSERT INTO caption_fts (rowid, search_text) VALUES (?, ?)",
+            ((code, chr(code)) for code in letters),
+        )
+        assert len(letters) > 100_000
+        passed_over = "SELECT id FROM caption_fts_docsize WHERE sz = x'00'"
+        assert [chr(code) for (code,) in connection.execute(passed_over)] == []
 
 
 @pytest.mark.parametrize(
