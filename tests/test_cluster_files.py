@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 CLUSTERS = ROOT / "jobs" / "clusters"
 LAUNCHER = CLUSTERS / "ray-cluster.yaml"
 RAYJOB = CLUSTERS / "rayjob.yaml"
+RAYSERVICE = CLUSTERS / "rayservice.yaml"
 
 # As KubeRay's reference of ray.io/v1 names them; those that must be there are marked.
 FIELDS = {
@@ -27,6 +28,11 @@ FIELDS = {
     "RayJobSpec": {
         *("entrypoint!", "rayClusterSpec!", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"),
         *("backoffLimit", "activeDeadlineSeconds", "submissionMode", "runtimeEnvYAML", "suspend"),
+    },
+    "RayService": {"apiVersion!", "kind!", "metadata!", "spec!"},
+    "RayServiceSpec": {
+        *("serveConfigV2", "rayClusterConfig", "serveService", "upgradeStrategy"),
+        *("excludeHeadPodFromServeSvc", "rayClusterDeletionDelaySeconds"),
     },
     "RayClusterSpec": {
         *("headGroupSpec!", "workerGroupSpecs", "rayVersion", "enableInTreeAutoscaling"),
@@ -69,7 +75,28 @@ def test_the_job_has_the_fields_of_kuberay() -> None:
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     check("RayJob", job)
     check("RayJobSpec", job["spec"])
-    cluster = job["spec"]["rayClusterSpec"]
+    check_cluster(job["spec"]["rayClusterSpec"])
+
+
+def test_the_service_has_the_fields_of_kuberay() -> None:
+    service = load(RAYSERVICE)
+    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
+    check("RayService", service)
+    check("RayServiceSpec", service["spec"])
+    cluster = service["spec"]["rayClusterConfig"]
+    check_cluster(cluster)
+    # Nodes are asked at this port whether they serve.
+    deployed = yaml.safe_load(service["spec"]["serveConfigV2"])
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports["serve"] == deployed["http_options"]["port"]
+    # What the operator calls the service.
+    (application,) = deployed["applications"]
+    assert f"{service['metadata']['name']}-serve-svc" in application["args"]["allowed_hosts"]
+
+
+def check_cluster(cluster: dict[str, Any]) -> None:
     check("RayClusterSpec", cluster)
     check("AutoscalerOptions", cluster["autoscalerOptions"])
     check("HeadGroupSpec", cluster["headGroupSpec"])
@@ -91,7 +118,9 @@ def test_the_job_has_the_fields_of_kuberay() -> None:
 def test_the_files_name_the_ray_that_is_tested() -> None:
     version = ray.__version__
     assert load(RAYJOB)["spec"]["rayClusterSpec"]["rayVersion"] == version
-    named = re.findall(r"rayproject/ray:([\d.]+)-", LAUNCHER.read_text() + RAYJOB.read_text())
+    assert load(RAYSERVICE)["spec"]["rayClusterConfig"]["rayVersion"] == version
+    texts = "".join(path.read_text() for path in (LAUNCHER, RAYJOB, RAYSERVICE))
+    named = re.findall(r"rayproject/ray:([\d.]+)-", texts)
     assert set(named) == {version}
 
 

@@ -149,7 +149,7 @@ def _serve_on_ray(
     check_address(address)
     fewest_and_most = read_range("--replicas", replicas)
     if (opened := _open_catalog(catalog_url)) is not None:
-        # Each replica has its own.
+        # Each replica opens its own.
         opened.close()
     print("batchcap: starting Ray, loading the model", file=sys.stderr)
     try:
@@ -159,7 +159,13 @@ def _serve_on_ray(
             raise
         needed = error.name or "more"
         raise UsageError(f"serve --ray needs {needed}: pip install 'batchcap[serve,cluster]'") from None
-    serve_on_ray(source, catalog_url, options, address=address, replicas=fewest_and_most)
+    serve_on_ray(
+        source,
+        catalog_url if opened is not None else None,
+        options,
+        address=address,
+        replicas=fewest_and_most,
+    )
 
 
 def _open_catalog(url: str) -> "Catalog | None":
