@@ -269,7 +269,7 @@ _FILES_WITH_RAY = pytest.StashKey[set[Path]]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Ends the Ray of `local_ray` where a file follows that does without: waiting takes it CPU all the time."""
+    """Ends the Ray of `local_ray` where a file follows that does without: one that waits takes CPU, too."""
     with_ray = item.config.stash[_FILES_WITH_RAY]
     if item.path in with_ray and (nextitem is None or nextitem.path not in with_ray) and "ray" in sys.modules:
         sys.modules["ray"].shutdown()
