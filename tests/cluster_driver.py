@@ -29,6 +29,8 @@ ENVIRONMENT = {
     # On a busy machine its processes take their time; by default a node whose agent needs 30 s ends itself.
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_health_check_timeout_ms": "60000",
+    # A node that is gone is asked several times before Ray believes it: more often than every three seconds.
+    "RAY_health_check_period_ms": "500",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_worker_niceness": "0",
     # A stopped job has nothing to save here.

@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,37 +68,44 @@ TINY = CaptionerConfig(
 )
 
 
-# What takes minutes, longest first.
-SLOW_FILES = (
+# What goes first. Of two processes one takes the cluster, which mostly waits, and the other what uses
+# `local_ray`, one after the other: so there is one Ray, and it ends early. Then what takes longest.
+FIRST_FILES = (
     "test_pipeline.py",
+    "test_cluster.py",
+    "test_ray_runtime.py",
+    "test_sources.py",
+    "test_transformers_captioner.py",
     "test_docs.py",
     "test_benchmarks.py",
-    "test_cluster.py",
-    "test_jobs.py",
+    "test_benchmark_scaling.py",
     "test_distribution.py",
+    "test_resume.py",
+    "test_jobs.py",
     "test_kills.py",
     "test_readme.py",
-    "test_resume.py",
-    "test_cli.py",
-    "test_benchmark_scaling.py",
-    "test_captioner.py",
-    "test_runtime.py",
     "test_training.py",
-    "test_options.py",
+    "test_cli.py",
     "test_stages.py",
     "test_presets.py",
+    "test_runtime.py",
+    "test_options.py",
+    "test_captioner.py",
     "test_benchmark_other_captioners.py",
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first, and the rest as they were found.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts some files first, and the rest as they were found.
 
-    Where several processes share out the files, as under `make test`, none is left alone with such a one in
+    Where several processes share out the files, as under `make test`, none is left alone with a long one in
     the end.
     """
-    order = {name: place for place, name in enumerate(SLOW_FILES)}
+    order = {name: place for place, name in enumerate(FIRST_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    config.stash[_FILES_WITH_RAY] = {
+        item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())
+    }
 
 
 # How long an example takes says more of the machine than of the code.
@@ -239,9 +247,12 @@ def object_store() -> Iterator[servers.Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def local_ray(object_store: servers.Server, poison_folder: Path) -> Iterator[None]:
-    """One Ray for all tests in this process, as a run starts it; decoders in it know files of poison."""
+@pytest.fixture
+def local_ray(object_store: servers.Server, poison_folder: Path) -> None:
+    """One Ray for all tests in this process, as a run starts it; decoders in it know files of poison.
+
+    `pytest_runtest_teardown` ends it.
+    """
     import ray
 
     from batchcap import ray_start
@@ -251,8 +262,17 @@ def local_ray(object_store: servers.Server, poison_folder: Path) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(poison_folder), prepend=os.pathsep)
         ray_start.start_ray()
-    yield
-    ray.shutdown()
+
+
+_FILES_WITH_RAY = pytest.StashKey[set[Path]]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends the Ray of `local_ray` where a file follows that does without: one that waits takes CPU, too."""
+    with_ray = item.config.stash[_FILES_WITH_RAY]
+    if item.path in with_ray and (nextitem is None or nextitem.path not in with_ray) and "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -34,13 +34,17 @@ def run_commands(commands: Sequence[str], folder: Path, **env: str) -> dict[str,
 
 
 def _run(command: str) -> str:
-    """What a command of the installed package, or `python -m MODULE`, prints."""
+    """What a command of the installed package, `python -m MODULE` or `python FILE`, prints."""
     words = shlex.split(command, comments=True)
     with contextlib.redirect_stdout(io.StringIO()) as output:
         try:
             if words[:2] == ["python", "-m"]:
                 sys.argv = words[2:]
                 runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+            elif words[0] == "python":
+                sys.argv = words[1:]
+                with _found_in(Path(words[1]).parent):
+                    runpy.run_path(words[1], run_name="__main__")
             else:
                 sys.argv = words
                 (script,) = entry_points(group="console_scripts", name=words[0])
@@ -49,6 +53,17 @@ def _run(command: str) -> str:
             if end.code:
                 sys.exit(f"{command}\n{output.getvalue()}\nexit status {end.code}")
     return output.getvalue()
+
+
+@contextlib.contextmanager
+def _found_in(folder: Path) -> Iterator[None]:
+    """Modules are looked for in a folder, as in that of a script that is run."""
+    before = sys.path[0]
+    sys.path[0] = str(folder)
+    try:
+        yield
+    finally:
+        sys.path[0] = before
 
 
 if __name__ == "__main__":

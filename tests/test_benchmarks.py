@@ -1,7 +1,7 @@
 """The benchmarks run, as small as they get, and say what they promise; how fast anything is, no test asks."""
 
 import json
-import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,45 +15,80 @@ from PIL import Image
 from batchcap.captioner.bundle import Bundle
 from benchmarks import common, run_all
 from benchmarks.table import ROWS, benchmarks_table
+from tests.run_commands import run_commands
 
 ROOT = Path(__file__).parents[1]
 # A run that is timed has two commits: more photographs than a block has.
 _MANY = "--limit 70"
-# As small as each gets, by its name.
-SMALL = {
+# As small as each gets, by its name. These have parts of theirs run in processes of their own,
+ON_RAY = {
     "index_throughput": f"{_MANY} --num-beams 1 --runtime tensorflow --model MODEL",
     "plain_ray": f"{_MANY} --model MODEL",
+}
+# and these are run in one process, since TensorFlow takes seconds to start.
+IN_PROCESS = {
     "original_way": "--photos PHOTOS --limit 4 --original-images 3 --model MODEL",
     "decoder": "--batch-size 2 --uncached-batch-size 1 --num-beams 2 --beams-batch-size 2 --tokens 3"
     " --vocabulary-size 50 --embed-dim 16",
     "serving": "--photos PHOTOS --limit 8 --clients 4 --model MODEL --seconds 1 --requests 20",
+    "training_step": "--data PHOTOS --captions CAPTIONS --images 8 --batch-size 10 --original-steps 1"
+    " --vocabulary-size 100 --embed-dim 64 --dec-layers 1",
 }
 
 Result = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def found(photos: Path, tiny_bundle: Bundle) -> dict[str, Result]:
-    """What the benchmarks of `SMALL` print."""
-    names = {"MODEL": str(tiny_bundle.path), "PHOTOS": str(photos)}
-    options = [[names.get(word, word) for word in f"{small} --rounds 1".split()] for small in SMALL.values()]
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where those that are run in one process have their temporary files."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def found(
+    photos: Path, tiny_bundle: Bundle, temporary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Result]:
+    """What the benchmarks print."""
+    # All captions of one length, that of a benchmark's own batch: each step of training is traced but once.
+    lines = [f"{path.name}\t{' '.join(['dog', 'runs'] * 11)}" for path in sorted(photos.iterdir())]
+    captions = tmp_path_factory.mktemp("captions") / "captions.tsv"
+    captions.write_text("\n".join(["image\tcaption", *(line for line in lines for _ in range(5))]) + "\n")
+    names = {"MODEL": str(tiny_bundle.path), "PHOTOS": str(photos), "CAPTIONS": str(captions)}
+
+    def options_of(small: str) -> list[str]:
+        return [names.get(word, word) for word in f"{small} --rounds 1".split()]
+
+    commands = {
+        name: shlex.join(["python", str(script_of(name)), *options_of(small)])
+        for name, small in IN_PROCESS.items()
+    }
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(SMALL, pool.map(run_benchmark, SMALL, options), strict=True))
+        printed = pool.submit(run_commands, list(commands.values()), ROOT, TMPDIR=str(temporary))
+        results = {name: run_benchmark(name, options_of(small)) for name, small in ON_RAY.items()}
+        return results | {name: read(name, printed.result()[line]) for name, line in commands.items()}
 
 
-def run_benchmark(name: str, options: Sequence[object], env: dict[str, str] | None = None) -> Result:
+def script_of(name: str) -> Path:
+    return ROOT / "benchmarks" / f"{name}.py"
+
+
+def run_benchmark(name: str, options: Sequence[object]) -> Result:
     """Its one JSON object."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, options)],
+        [sys.executable, str(script_of(name)), *map(str, options)],
         cwd=ROOT,
-        env=os.environ | (env or {}),
         capture_output=True,
         text=True,
         timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result: Result = json.loads(done.stdout)
+    return read(name, done.stdout)
+
+
+def read(name: str, printed: str) -> Result:
+    """What a benchmark printed, with what all of them say."""
+    result: Result = json.loads(printed)
     assert result["benchmark"] == name
     assert result["rounds"] == 1
     assert result.keys() >= {"commit", "machine", "cpus", "processor", "memory_gib", "python", "tensorflow"}
@@ -141,7 +176,7 @@ def test_the_table_has_a_row_for_every_question(found: dict[str, Result], tmp_pa
     head, rule, *rows, blank, others = benchmarks_table(tmp_path).splitlines()
     assert {line.count("|") for line in (head, rule, *rows)} == {5}
     assert all(f"`{index['commit']}`" in row for row in rows)
-    assert len(rows) == 3 + 4 + 1 + 1 + 2 + 4
+    assert len(rows) == 3 + 4 + 1 + 1 + 2 + 4 + 1
     assert "| captioning 75%, loading 25% |" in rows[5]
     assert "| 1.50 times TensorFlow's rate, greedy |" in rows[6]
     # What nobody wrote a row for is not passed over in silence.
@@ -233,7 +268,7 @@ def test_every_script_is_run() -> None:
     runs = run_all.list_runs()
     assert {script for script, *_ in runs.values()} == scripts
     assert runs.keys() >= scripts
-    assert ROWS.keys() >= SMALL.keys()
+    assert ROWS.keys() >= (ON_RAY | IN_PROCESS).keys()
 
 
 def test_an_unknown_benchmark_is_refused() -> None:
@@ -264,26 +299,20 @@ def test_the_median_is_of_ratios_within_rounds() -> None:
     assert common.median_ratio([1.0, 2.0, 30.0], [2.0, 4.0, 3.0]) == 0.5
 
 
-def test_training_step(photos: Path, tmp_path: Path) -> None:
-    # All captions of one length, that of the benchmark's own batch: each step is traced but once.
-    names = sorted(path.name for path in photos.iterdir())
-    lines = [f"{name}\t{' '.join(['dog', 'runs'] * 11)}" for name in names for _ in range(5)]
-    captions = tmp_path / "captions.tsv"
-    captions.write_text("\n".join(["image\tcaption", *lines]) + "\n")
-    sizes = "--images 8 --rounds 1 --batch-size 10 --original-steps 1"
-    shape = "--vocabulary-size 100 --embed-dim 64 --dec-layers 1"
-    options = ["--data", photos, "--captions", captions, *sizes.split(), *shape.split()]
-    found = run_benchmark("training_step", options, {"TMPDIR": str(tmp_path)})
-    assert (found["images"], found["words"], found["rounds"]) == (8, 100, 1)
+def test_training_step(found: dict[str, Result]) -> None:
+    result = found["training_step"]
+    assert (result["images"], result["words"]) == (8, 100)
     parts = {"epoch", "steps", "step", "plain_step", "features", "original"}
-    assert found["seconds"].keys() == parts | {"original_decoding", "original_cnn"}
-    assert all(len(rounds) == 1 for rounds in found["seconds"].values())
-    assert (found["step"]["captions"], found["epoch"]["captions"]) == (10, 40)
-    assert found["step"].keys() >= {"ours_s_per_96_captions", "plain_s_per_96_captions", "plain_to_ours"}
-    assert found["epoch"].keys() >= {"captions_per_s", "epoch_to_steps"}
-    original = found["original"]
+    assert result["seconds"].keys() == parts | {"original_decoding", "original_cnn"}
+    assert all(len(rounds) == 1 for rounds in result["seconds"].values())
+    assert (result["step"]["captions"], result["epoch"]["captions"]) == (10, 40)
+    assert result["step"].keys() >= {"ours_s_per_96_captions", "plain_s_per_96_captions", "plain_to_ours"}
+    assert result["epoch"].keys() >= {"captions_per_s", "epoch_to_steps"}
+    original = result["original"]
     assert original["captions"] == 10
     assert original.keys() >= {"ours_to_original", "ours_with_features_over_10_epochs_to_original"}
     assert original["share"].keys() == {"decoding", "cnn", "decoder"}
-    # It leaves nothing behind.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.tsv"]
+
+
+def test_nothing_is_left_behind(found: dict[str, Result], temporary: Path) -> None:
+    assert list(temporary.iterdir()) == []

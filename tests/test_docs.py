@@ -188,10 +188,13 @@ def pairs() -> list[tuple[str, str]]:
 def made_small(command: str) -> str:
     """The same command, of whose epochs there is one where a stage has any: they are all alike.
 
-    A network that is not given sees small pictures.
+    A network that is not given is small where the command does not say how large, as are its pictures.
     """
-    small = " --image_size 64" if command.startswith("train_model") and "--init" not in command else ""
-    return re.sub(r"epochs [1-9]\d*", "epochs 1", command) + small
+    command = re.sub(r"epochs [1-9]\d*", "epochs 1", command)
+    if not command.startswith("train_model") or "--init" in command:
+        return command
+    small = {"--image_size": 64, "--seq_length": 12, "--embed_dim": 64, "--ff_dim": 64}
+    return " ".join([command, *(f"{name} {size}" for name, size in small.items() if name not in command)])
 
 
 def test_every_command_of_the_training_page_runs(reader: Path) -> None:

@@ -192,9 +192,13 @@ def test_greedy_equals_the_reference(case: Case, max_length: int | None) -> None
 
 
 @pytest.mark.parametrize(
-    ("length_penalty", "max_length"), [(1.0, None), (0.0, None), (0.7, None), (0.7, 6), (1.0, 3)]
+    ("num_beams", "length_penalty", "max_length"),
+    [
+        *((2, 0.0, None), (2, 0.7, None), (2, 1.0, 3)),
+        *((3, 1.0, None), (3, 0.7, 6)),
+        *((5, 0.0, None), (5, 0.7, None), (5, 1.0, 3)),
+    ],
 )
-@pytest.mark.parametrize("num_beams", [2, 3, 5])
 def test_beam_search_equals_the_reference(
     case: Case, num_beams: int, length_penalty: float, max_length: int | None
 ) -> None:
