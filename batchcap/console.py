@@ -26,6 +26,7 @@ from batchcap.balance import StageTimes
 from batchcap.catalog import QuarantinedFile, SearchHit, Status
 from batchcap.preview import Preview
 from batchcap.rebuild import RebuildReport
+from batchcap.repair import RepairReport
 from batchcap.run_report import Progress, RunReport
 from batchcap.sampling import Sample
 from batchcap.verify import Verification
@@ -301,6 +302,14 @@ def print_verification(found: Verification) -> None:
     hidden = sum(found.counts.values()) - len(found.findings)
     if hidden:
         print(f"and {hidden:,} more of these kinds")
+
+
+def print_repair(report: RepairReport) -> None:
+    """Which Parquet files were written again, and where the damaged ones are."""
+    for name in report.parts:
+        print(f"written again from the catalog: {on_one_line(name)}")
+    for path in report.aside:
+        print(f"what was damaged is {on_one_line(path)} now")
 
 
 def print_rebuild(report: RebuildReport) -> None:

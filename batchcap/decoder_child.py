@@ -26,7 +26,7 @@ import numpy as np
 
 from batchcap.captioner.images import DecodedImage, ImageSpec, decode, prepare
 from batchcap.errors import ImageError, Reason
-from batchcap.storage import read_bytes
+from batchcap.storage import content_hash, read_bytes
 from batchcap.storage.ahead import Reader
 
 # Files of one request: so many images have room in the shared memory.
@@ -79,6 +79,19 @@ def load_file(
         return LoadedFile(content_hash, reason=error.reason, detail=error.detail)
 
 
+def hash_file(
+    location: str | bytes, spec: ImageSpec, read: Callable[[str | bytes, int], bytes] = read_bytes
+) -> LoadedFile:
+    """Reads and hashes one file; what can't be read has neither hash nor reason, which `load_file` gives.
+
+    Args:
+        location: the uri of a file, or the path of a local one.
+        spec: the pictures that are wanted.
+        read: as `storage.read_bytes`.
+    """
+    return LoadedFile(content_hash(location, spec.max_bytes, read))
+
+
 # The arguments of a `DecodedImage` but its pixels.
 Facts = tuple[int, int, str, datetime | None, str | None, float | None, float | None]
 Message = tuple[str | None, Facts | None, Reason | None, str]
@@ -126,8 +139,8 @@ def serve(connection: Connection, memory_fd: int) -> None:
     """Answers requests until the other side closes the connection.
 
     Args:
-        connection: the first thing it brings is the spec, then come lists of at most `MAX_FILES` uris or
-            paths. Each file is answered as `to_message` says.
+        connection: the first thing it brings is the spec, then come requests: at most `MAX_FILES` uris or
+            paths, and whether they are only to be hashed. Each file is answered as `to_message` says.
         memory_fd: descriptor of the shared memory.
     """
     spec: ImageSpec = connection.recv()
@@ -138,12 +151,12 @@ def serve(connection: Connection, memory_fd: int) -> None:
     reader = Reader()
     while True:
         try:
-            locations = connection.recv()
+            locations, only_hash = connection.recv()
         except EOFError:
             return
         reader.begin(locations, spec.max_bytes)
         for row, location in enumerate(locations):
-            loaded = load_file(location, spec, reader.read_bytes)
+            loaded = (hash_file if only_hash else load_file)(location, spec, reader.read_bytes)
             if loaded.image is not None:
                 pixels[row] = loaded.image.pixels
             connection.send(to_message(loaded))

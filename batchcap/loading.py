@@ -65,8 +65,22 @@ class ImageLoader:
         Raises:
             PipelineError: it was stopped.
         """
-        starts = range(0, len(locations), MAX_FILES)
-        return [loaded for start in starts for loaded in self._load(locations[start : start + MAX_FILES])]
+        return self._in_requests(locations, only_hash=False)
+
+    def hash(self, locations: Sequence[str | bytes]) -> list[LoadedFile]:
+        """Reads and hashes files, and decodes none.
+
+        Args:
+            locations: uris of files, or paths of local ones.
+
+        Returns:
+            The hash of each, in their order; a reason for one that took too long or ended the child. What
+            can't be read otherwise has neither: `load` says what is wrong with it.
+
+        Raises:
+            PipelineError: it was stopped.
+        """
+        return self._in_requests(locations, only_hash=True)
 
     def close(self) -> None:
         """Ends the child; one that is needed again is started again."""
@@ -82,12 +96,18 @@ class ImageLoader:
         if child is not None:
             child.kill()
 
-    def _load(self, locations: Sequence[str | bytes]) -> list[LoadedFile]:
-        """Loads at most `MAX_FILES` files."""
+    def _in_requests(self, locations: Sequence[str | bytes], *, only_hash: bool) -> list[LoadedFile]:
+        loaded: list[LoadedFile] = []
+        for start in range(0, len(locations), MAX_FILES):
+            loaded += self._load(locations[start : start + MAX_FILES], only_hash)
+        return loaded
+
+    def _load(self, locations: Sequence[str | bytes], only_hash: bool) -> list[LoadedFile]:
+        """Loads or hashes at most `MAX_FILES` files."""
         loaded: list[LoadedFile] = []
         is_second_try = False
         while len(loaded) < len(locations):
-            found, failure = self._request(locations[len(loaded) :])
+            found, failure = self._request(locations[len(loaded) :], only_hash)
             loaded += found
             if failure is not None and is_second_try and not found:
                 loaded.append(failure)
@@ -95,7 +115,9 @@ class ImageLoader:
             is_second_try = failure is not None
         return loaded
 
-    def _request(self, locations: Sequence[str | bytes]) -> tuple[list[LoadedFile], LoadedFile | None]:
+    def _request(
+        self, locations: Sequence[str | bytes], only_hash: bool
+    ) -> tuple[list[LoadedFile], LoadedFile | None]:
         """Sends one request.
 
         Returns:
@@ -110,19 +132,21 @@ class ImageLoader:
             self._end_child()
             raise PipelineError("loading was stopped")
         found: list[LoadedFile] = []
+        doing = "reading" if only_hash else "reading and decoding"
         try:
-            child.connection.send(list(locations))
+            child.connection.send((list(locations), only_hash))
             while len(found) < len(locations):
                 if not child.connection.poll(self._decode_timeout_s):
                     raise TimeoutError
                 found.append(child.take(row=len(found)))
         except TimeoutError:
             self._end_child()
-            detail = f"reading and decoding it took more than {self._decode_timeout_s:g} s"
+            detail = f"{doing} it took more than {self._decode_timeout_s:g} s"
             return found, LoadedFile(reason=Reason.TIMEOUT, detail=detail)
         except (EOFError, OSError):
             self._end_child()
-            return found, LoadedFile(reason=Reason.WORKER_CRASH, detail="decoding it crashed the decoder")
+            detail = f"{doing.rpartition(' ')[2]} it crashed the decoder"
+            return found, LoadedFile(reason=Reason.WORKER_CRASH, detail=detail)
         except BaseException:
             self._end_child()
             raise

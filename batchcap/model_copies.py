@@ -1,13 +1,17 @@
 """A model on machines that don't have its folder: each machine of a cluster gets its files once.
 
 The driver puts them into Ray's object store. The first worker of a machine that needs the model writes them
-into a folder there, named after the model's fingerprint, and all others find them in it.
+into a folder there, named after the model's fingerprint, and all others find them in it. Workers of a later
+run remove what nobody has used for a day.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +22,11 @@ import ray
 from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.protocol import CaptionerProtocol, CaptionerSource
 from batchcap.errors import BundleError
+
+# A copy that was used later than that is kept: the same model may be on its way here again.
+_UNUSED_S = 24 * 3600.0
+# How the name of a folder begins that is being removed.
+_REMOVED = ".removed-"
 
 
 @runtime_checkable
@@ -84,7 +93,9 @@ class TravellingSource:
         """
         folder = copies_folder() / self.model_fingerprint
         try:
-            write_copy(folder, self.sizes, lambda name: ray.get(self.contents[name]))
+            remove_old_copies(folder.parent)
+            # Never closed: it goes with the worker, however that ends.
+            use_copy(folder, self.sizes, lambda name: ray.get(self.contents[name]))
         except OSError as error:
             raise BundleError(f"the model can't be copied to {folder}: {error}") from error
         copied: CaptionerSource = dataclasses.replace(self.source, path=folder)  # type: ignore[type-var]
@@ -128,7 +139,7 @@ def copies_folder() -> Path:
     return folder
 
 
-def write_copy(folder: Path, sizes: Mapping[str, int], content_of: Callable[[str], np.ndarray]) -> None:
+def use_copy(folder: Path, sizes: Mapping[str, int], content_of: Callable[[str], np.ndarray]) -> int:
     """Writes the files of a model that are missing in its copy; the first to come does, the others wait.
 
     Args:
@@ -136,10 +147,13 @@ def write_copy(folder: Path, sizes: Mapping[str, int], content_of: Callable[[str
         sizes: bytes of each file, by name.
         content_of: the content of a file by its name, as uint8[bytes].
 
+    Returns:
+        A descriptor: until it is closed, at the latest by the end of the process, the copy is in use.
+
     Raises:
         OSError: they can't be written.
     """
-    folder.mkdir(exist_ok=True)
+    in_use = _hold(folder)
     with open(folder / ".lock", "wb") as lock:
         # Let go when the file is closed, also by the end of a worker that is killed.
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -149,3 +163,61 @@ def write_copy(folder: Path, sizes: Mapping[str, int], content_of: Callable[[str
                 continue
             content_of(name).tofile(folder / ".tmp")
             os.replace(folder / ".tmp", path)
+    return in_use
+
+
+def remove_old_copies(folder: Path, now: float | None = None) -> None:
+    """Removes the copies that no process uses and that none has begun to use for a day.
+
+    Other processes may be at the same, or come for a copy that is just being removed: they write it again.
+
+    Args:
+        folder: of all copies.
+        now: seconds since 1970; None for the clock's.
+
+    Raises:
+        OSError: the folder can't be read. A copy that can't be removed is left.
+    """
+    now = time.time() if now is None else now
+    for copy in list(folder.iterdir()):
+        # One without a name that anybody looks for: whoever began to remove it was killed.
+        if copy.name.startswith(_REMOVED):
+            shutil.rmtree(copy, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError):
+            if now - copy.stat().st_mtime < _UNUSED_S or not copy.is_dir():
+                continue
+            descriptor = os.open(copy, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever waits for the lock now finds that the folder has lost its name.
+                removed = folder / f"{_REMOVED}{os.getpid()}-{copy.name}"
+                if _is_still(descriptor, copy):
+                    os.rename(copy, removed)
+                    shutil.rmtree(removed, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _hold(folder: Path) -> int:
+    """Makes the folder, if need be, and keeps it from being removed while the descriptor is open."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if _is_still(descriptor, folder):
+            os.utime(folder)
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_still(descriptor: int, folder: Path) -> bool:
+    """Whether a folder that was opened still has its name."""
+    try:
+        named = os.stat(folder)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), named)

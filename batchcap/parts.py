@@ -8,7 +8,8 @@ A store is a folder::
 The catalog says what a part holds before it is written (`Catalog.assign_part`), and is told when it is on
 disk (`Catalog.finish_part`). A run that dies in between leaves a pending part; the next run writes it
 again, the same rows under the same name. A part appears whole or not at all, and is never overwritten, but
-by what is left of it when `forget` has taken rows out (`Catalog.forget`): then the same, with one renaming.
+by what is left of it when `forget` has taken rows out (`Catalog.forget`), and where it is damaged
+(`Catalog.reopen_part`): then the same, with one renaming.
 """
 
 import errno
@@ -18,6 +19,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,7 +160,7 @@ def seal(catalog: "Catalog", store: Store, run: "Run") -> "list[PartInfo]":
 def seal_pending(catalog: "Catalog", store: Store) -> "list[PartInfo]":
     """Writes the parts that an earlier run named and did not finish; call it at the start of a run.
 
-    So are those of which `Catalog.forget` took rows.
+    So are those of which `Catalog.forget` took rows, and those that `Catalog.reopen_part` named.
 
     It also removes what such a run had half-written. That is safe only for who holds the catalog.
 
@@ -237,6 +239,11 @@ def as_far_as_known(expected: pa.Table, found: pa.Table) -> pa.Table:
     return expected
 
 
+def damaged_path(store: Store, path: Path) -> Path:
+    """Where a damaged part is kept: those are not troubled by it who read the parts' folder as it is."""
+    return store.path / "damaged" / f"{path.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal.
 
@@ -266,7 +273,10 @@ def _write(catalog: "Catalog", store: Store, part: "PartInfo") -> None:
                 for rows in catalog.part_rows(part.name):
                     writer.write_table(as_table(rows))
                     row_count += len(rows)
-            if not publish(written, path) and not _read(path).equals(_read(written)):
+            if not publish(written, path) and (
+                # What is to be replaced may be damaged, and is not read.
+                _is_superseded(path, part) or not _read(path).equals(_read(written))
+            ):
                 _require_superseded(path, part)
                 replace(written, path)
         finally:
@@ -280,10 +290,14 @@ def _require_superseded(path: Path, part: "PartInfo") -> None:
     Raises:
         StoreError: it is another.
     """
-    if path.exists() and (part.supersedes is None or sha256_of(path) != part.supersedes):
+    if path.exists() and not _is_superseded(path, part):
         raise StoreError(
             f"{path} is there already, with other rows than the catalog gave it; move it away, then run again"
         )
+
+
+def _is_superseded(path: Path, part: "PartInfo") -> bool:
+    return part.supersedes is not None and sha256_of(path) == part.supersedes
 
 
 def _read(path: Path) -> pa.Table:

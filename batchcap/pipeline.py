@@ -45,14 +45,15 @@ from batchcap.collection import (
     scan,
     whole_folders,
 )
+from batchcap.decoder_child import LoadedFile
 from batchcap.errors import CatalogUnavailableError, PipelineError, Reason, SourceError
 from batchcap.globs import Selection
+from batchcap.hashing import FileHasher
 from batchcap.in_process import InProcess
 from batchcap.ray_background import RayStart
 from batchcap.run_options import IndexOptions
 from batchcap.run_report import Progress, RunReport
 from batchcap.stages import files_table
-from batchcap.storage import content_hash
 
 T = TypeVar("T")
 
@@ -68,7 +69,6 @@ _RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 # So few files may always be gone: people delete most of a small folder.
 _VANISH_FREELY = 20
 _STAT_THREADS = 16
-_HASHING_THREADS = 4
 # Files that are hashed, or looked for, together.
 _CHUNK = 256
 # A size that is known makes a copy likely where one in five is one, or so few files are read for nothing.
@@ -189,7 +189,11 @@ class _Indexing:
         if not self._options.recaption:
             self._report.stale += wave.stale
         self._progress.plan(len(wave.todo) + len(wave.maybe_known) + len(wave.same_size))
-        unknown = [*self._commit_known(wave.maybe_known), *self._commit_copies(wave.same_size)]
+        with FileHasher(self._captioner.image_spec, self._options.decode_timeout_s) as hasher:
+            unknown = [
+                *self._commit_known(wave.maybe_known, hasher),
+                *self._commit_copies(wave.same_size, hasher),
+            ]
         todo = sorted([*wave.todo, *unknown], key=lambda entry: entry.uri)
         if not todo:
             return
@@ -260,28 +264,29 @@ class _Indexing:
         self._report.vanished = sum(vanished)
         self._report.moved = vanished.moved
 
-    def _commit_known(self, entries: Sequence[FileEntry]) -> list[FileEntry]:
+    def _commit_known(self, entries: Sequence[FileEntry], hasher: FileHasher) -> list[FileEntry]:
         """Hashes files that may be moved, copied or merely touched; returns those that need a caption."""
         unknown: list[FileEntry] = []
-        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            for start in range(0, len(entries), _CHUNK):
-                chunk = entries[start : start + _CHUNK]
-                hashes = list(pool.map(self._hash_file, chunk))
-                hashed = [(entry, digest) for entry, digest in zip(chunk, hashes, strict=True) if digest]
-                # A file that can't be read goes on, so that one place decides what is wrong with it.
-                unread = [entry for entry, digest in zip(chunk, hashes, strict=True) if not digest]
-                to_caption = _patiently(
-                    partial(self._run.commit_known, hashed, recaption=self._options.recaption)
-                )
-                unknown += [*unread, *to_caption]
-                self._ray_start.note_file(len(unread) + len(to_caption))
-                known = len(hashed) - len(to_caption)
-                self._report.known += known
-                self._progress.advance(known, 0)
-                self._seal_if_due(known)
+        for start in range(0, len(entries), _CHUNK):
+            chunk = entries[start : start + _CHUNK]
+            files = list(zip(chunk, hasher.hash_files([entry.uri for entry in chunk]), strict=True))
+            hashed = [(entry, file.content_hash) for entry, file in files if file.content_hash]
+            # A file that can't be read goes on, so that one place decides what is wrong with it. One that
+            # hung has had its time.
+            unread = [entry for entry, file in files if not file.content_hash and file.reason is None]
+            self._commit_results([], [_failure(entry, file) for entry, file in files if file.reason])
+            to_caption = _patiently(
+                partial(self._run.commit_known, hashed, recaption=self._options.recaption)
+            )
+            unknown += [*unread, *to_caption]
+            self._ray_start.note_file(len(unread) + len(to_caption))
+            known = len(hashed) - len(to_caption)
+            self._report.known += known
+            self._progress.advance(known, 0)
+            self._seal_if_due(known)
         return unknown
 
-    def _commit_copies(self, entries: Sequence[FileEntry]) -> list[FileEntry]:
+    def _commit_copies(self, entries: Sequence[FileEntry], hasher: FileHasher) -> list[FileEntry]:
         """As `_commit_known`, but of files whose size alone is known, and only while that finds copies."""
         unknown: list[FileEntry] = []
         for start in range(0, len(entries), _CHUNK):
@@ -289,14 +294,11 @@ class _Indexing:
                 self._ray_start.note_file(len(entries) - start)
                 return [*unknown, *entries[start:]]
             chunk = entries[start : start + _CHUNK]
-            misses = self._commit_known(chunk)
+            misses = self._commit_known(chunk, hasher)
             self._copies += len(chunk) - len(misses)
             self._misses += len(misses)
             unknown += misses
         return unknown
-
-    def _hash_file(self, entry: FileEntry) -> str | None:
-        return content_hash(entry.uri, self._captioner.image_spec.max_bytes)
 
     def _commit_all(self, batches: Iterable[pa.Table]) -> None:
         """Commits batches as they come: the first at once, those that follow closely together."""
@@ -317,12 +319,7 @@ class _Indexing:
         gathered.clear()
         started = time.monotonic()
         captioned, failures = _rows_of(batches)
-        _patiently(lambda: self._run.commit(captioned, failures))
-        self._report.captioned += len(captioned)
-        self._report.quarantined.update(failure.reason.value for failure in failures)
-        self._progress.advance(len(captioned) + len(failures), len(failures))
-        self._breaker.check(len(captioned), failures)
-        self._seal_if_due(len(captioned))
+        self._commit_results(captioned, failures)
         self._latest_commit_at = time.monotonic()
         if self._first_commit_at is None:
             self._first_commit_at = self._latest_commit_at
@@ -333,6 +330,16 @@ class _Indexing:
             self._stages.add(batches, self._latest_commit_at - started)
             self._stages.elapsed_s = self._report.captioning_s
             self._report.stages = self._stages
+
+    def _commit_results(self, captioned: Sequence[Captioned], failures: Sequence[Failure]) -> None:
+        if not captioned and not failures:
+            return
+        _patiently(lambda: self._run.commit(captioned, failures))
+        self._report.captioned += len(captioned)
+        self._report.quarantined.update(failure.reason.value for failure in failures)
+        self._progress.advance(len(captioned) + len(failures), len(failures))
+        self._breaker.check(len(captioned), failures)
+        self._seal_if_due(len(captioned))
 
     def _seal_if_due(self, committed: int) -> None:
         """Seals when enough rows have gathered, the `committed` ones included, or enough time has passed."""
@@ -391,6 +398,17 @@ def _rows_of(batches: Sequence[pa.Table]) -> tuple[list[Captioned], list[Failure
             else:
                 captioned.append(Captioned(**row))
     return captioned, failures
+
+
+def _failure(entry: FileEntry, file: LoadedFile) -> Failure:
+    return Failure(
+        entry.uri,
+        entry.size_bytes,
+        entry.mtime_ns,
+        entry.etag,
+        file.reason or Reason.IO_ERROR,
+        file.detail,
+    )
 
 
 def _require_images(sources: Sequence[str | ListFile | Query], report: RunReport) -> None:

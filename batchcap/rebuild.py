@@ -7,7 +7,7 @@ caption is restored are not captioned again: the next run reads each once, to se
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from batchcap.catalog import Catalog, PartRow
 from batchcap.errors import PartDamagedError, StoreError
-from batchcap.parts import Store, open_store, part_paths, read_part, sha256_of, stamped_owner
+from batchcap.parts import Store, damaged_path, open_store, part_paths, read_part, sha256_of, stamped_owner
 from batchcap.verify import compare_part
 
 
@@ -145,11 +145,9 @@ def _rows_of(path: Path, progress: Callable[[int], None] | None) -> Iterator[lis
 
 
 def _move_away(store: Store, path: Path) -> Path:
-    """Moves a damaged part to where those are not troubled by it who read the folder as it is."""
-    folder = store.path / "damaged"
-    target = folder / f"{path.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    target = damaged_path(store, path)
     try:
-        folder.mkdir(exist_ok=True)
+        target.parent.mkdir(exist_ok=True)
         path.rename(target)
     except OSError as error:
         raise StoreError(f"can't move {path} to {target}: {error.strerror}; move it by hand") from error

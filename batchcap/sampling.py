@@ -14,6 +14,7 @@ from heapq import heappush, heappushpop
 from html import escape
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from batchcap.captioner.protocol import CaptionerSource
 from batchcap.catalog import Catalog, LiveCaption, Wave
@@ -150,7 +151,7 @@ class Sampler:
         if not drawn:
             return sample
         progress.plan(len(drawn))
-        rows = []
+        rows: list[dict[str, Any]] = []
         files = files_table([entry for entry, _ in drawn])
         with (
             InProcess(captioner, captioner.fingerprint(), options) as stages,
@@ -164,9 +165,18 @@ class Sampler:
             if row["content_hash"] in known:
                 sample.known += 1
                 continue
-            before = (None, None, None) if old is None else (old.caption, old.model, old.confidence)
-            after = (row["text"], row["confidence"], row["reason"], row["detail"] or None)
-            sample.files.append(SampledFile(row["uri"], *before, *after))
+            sample.files.append(
+                SampledFile(
+                    uri=row["uri"],
+                    old_caption=old and old.caption,
+                    old_model=old and old.model,
+                    old_confidence=old and old.confidence,
+                    caption=row["text"],
+                    confidence=row["confidence"],
+                    reason=row["reason"],
+                    detail=row["detail"] or None,
+                )
+            )
         return sample
 
 

@@ -131,13 +131,42 @@ def compare_part(
     return equal, None
 
 
+def check_part(
+    catalog: Catalog, store: Store, part: PartInfo, progress: Callable[[int], None] = lambda rows: None
+) -> tuple[int, Finding | None]:
+    """Compares a part that is done with what the catalog says of it.
+
+    Returns:
+        How many rows are equal, and what is wrong; None if nothing is.
+
+    Raises:
+        CatalogError: the catalog can't be read.
+    """
+    path = store.captions / part.name
+    try:
+        is_as_written = sha256_of(path) == part.sha256
+        rows, difference = compare_part(path, catalog.part_rows(part.name), progress)
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            detail = f"{part.row_count:,} rows are in the catalog alone"
+            return 0, Finding(FindingKind.PART_MISSING, str(path), detail)
+        return 0, Finding(FindingKind.PART_DAMAGED, str(path), str(error))
+    if difference is None and rows != part.row_count:
+        difference = f"it has {rows:,} rows, the catalog's table `part` says {part.row_count:,}"
+    if difference is not None:
+        return rows, Finding(FindingKind.PART_ROWS, str(path), difference)
+    if not is_as_written:
+        return rows, Finding(FindingKind.PART_BYTES, str(path), "its sha256 is not the recorded one")
+    return rows, None
+
+
 def _add_part(
     found: Verification, catalog: Catalog, store: Store, part: PartInfo, progress: Callable[[int], None]
 ) -> None:
     """Compares a part and adds what was found; again if rows of it were forgotten meanwhile."""
     current: PartInfo | None = part
     while current is not None and current.sha256 is not None:
-        rows, wrong = _check_part(catalog, store, current, progress)
+        rows, wrong = check_part(catalog, store, current, progress)
         if wrong is None:
             break
         compared = current
@@ -172,28 +201,6 @@ def _stray_files(catalog: Catalog, store: Store) -> Iterator[Finding]:
     for folder in (store.path, store.captions):
         for path in leftovers(folder):
             yield Finding(FindingKind.LEFTOVER, str(path), "nobody writes it any more")
-
-
-def _check_part(
-    catalog: Catalog, store: Store, part: PartInfo, progress: Callable[[int], None]
-) -> tuple[int, Finding | None]:
-    """How many rows are equal, and what is wrong."""
-    path = store.captions / part.name
-    try:
-        is_as_written = sha256_of(path) == part.sha256
-        rows, difference = compare_part(path, catalog.part_rows(part.name), progress)
-    except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            detail = f"{part.row_count:,} rows are in the catalog alone"
-            return 0, Finding(FindingKind.PART_MISSING, str(path), detail)
-        return 0, Finding(FindingKind.PART_DAMAGED, str(path), str(error))
-    if difference is None and rows != part.row_count:
-        difference = f"it has {rows:,} rows, the catalog's table `part` says {part.row_count:,}"
-    if difference is not None:
-        return rows, Finding(FindingKind.PART_ROWS, str(path), difference)
-    if not is_as_written:
-        return rows, Finding(FindingKind.PART_BYTES, str(path), "its sha256 is not the recorded one")
-    return rows, None
 
 
 def _first_difference(found: pa.Table, expected: pa.Table) -> tuple[int, str]:

@@ -12,9 +12,10 @@ import pytest
 
 from batchcap.catalog import Catalog, Run
 from batchcap.errors import CatalogUnavailableError, PipelineError, SourceError
-from batchcap.pipeline import _patiently
+from batchcap.pipeline import _patiently, index_collection
 from batchcap.preview import Preview, preview_index
 from batchcap.run_options import IndexOptions
+from batchcap.run_report import Progress
 from tests.conftest import make_photo
 from tests.costless import Costless
 from tests.test_pipeline import Collection, collection  # noqa: F401
@@ -83,6 +84,42 @@ def test_a_year_in_the_life_of_a_collection(collection: Collection) -> None:  # 
     photos.with_name("2024").rename(photos)
     report = collection.index()
     assert (report.captioned, report.known) == (0, 60)
+
+
+class Hangs(Progress):
+    """Lets a file hang as soon as the run has seen it, as on a network drive that is gone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def plan(self, files: int) -> None:
+        self.path.rename(self.path.with_suffix(".away"))
+        os.mkfifo(self.path)
+
+
+def test_a_touched_file_that_hangs_costs_itself_alone(collection: Collection) -> None:  # noqa: F811
+    collection.index()
+    for path in collection.photos.glob("*.png"):
+        os.utime(path, ns=(1, 1))
+    bad = collection.photos / "1.png"
+    options = IndexOptions(decode_timeout_s=1.0)
+    report = index_collection(
+        [str(collection.photos)],
+        collection.catalog,
+        collection.store,
+        Costless(),
+        options=options,
+        progress=Hangs(bad),
+    )
+    assert (report.captioned, report.known, report.quarantined) == (0, 2, {"timeout": 1})
+    (found,) = collection.catalog.quarantine()
+    assert (found.uri, found.detail) == (str(bad), "reading it took more than 1 s")
+    # Nothing is known of its content, so its caption stays; when it answers again, it is known.
+    assert set(collection.captions()) == {"0.png", "1.png", "2.png"}
+    bad.with_suffix(".away").rename(bad)
+    report = collection.index()
+    assert (report.captioned, report.known, report.unchanged) == (0, 1, 2)
+    assert collection.catalog.quarantine() == []
 
 
 def test_a_catalog_that_is_locked_for_a_while_is_waited_for(

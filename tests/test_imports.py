@@ -26,7 +26,7 @@ _STAGES = _MIDDLE | {"batchcap.run_options", "batchcap.run_report", "batchcap.st
 _RUNS = _STAGES | {
     *("batchcap.pipeline", "batchcap.preview", "batchcap.observers", "batchcap.report", "batchcap.submit"),
     *("batchcap.verify", "batchcap.rebuild", "batchcap.thumbnails", "batchcap.contact_sheet"),
-    *("batchcap.exchange", "batchcap.forgetting", "batchcap.sampling"),
+    *("batchcap.exchange", "batchcap.forgetting", "batchcap.repair", "batchcap.sampling"),
 }
 MAY_IMPORT = {
     "batchcap": _RUNS,  # its public names, and these lazily: see below
@@ -45,16 +45,24 @@ MAY_IMPORT = {
     "batchcap.run_report": _MIDDLE,
     "batchcap.stages": _MIDDLE,
     "batchcap.in_process": _STAGES,
+    "batchcap.hashing": _CORE | _LOADING,
     "batchcap.model_copies": _CORE,
     "batchcap.ray_start": _CORE | {"batchcap.balance"},
     "batchcap.ray_background": _STAGES | {"batchcap.ray_start"},
     "batchcap.ray_cluster": _STAGES | {"batchcap.model_copies", "batchcap.ray_start"},
     "batchcap.ray_runtime": _STAGES | {"batchcap.ray_cluster", "batchcap.ray_start"},
     "batchcap.pipeline": _STAGES
-    | {"batchcap.in_process", "batchcap.ray_background", "batchcap.ray_cluster", "batchcap.ray_runtime"},
+    | {
+        "batchcap.hashing",
+        "batchcap.in_process",
+        "batchcap.ray_background",
+        "batchcap.ray_cluster",
+        "batchcap.ray_runtime",
+    },
     "batchcap.verify": _MIDDLE | {"batchcap.publishing"},
     "batchcap.rebuild": _MIDDLE | {"batchcap.verify"},
     "batchcap.sampling": _STAGES | {"batchcap.contact_sheet", "batchcap.in_process"},
+    "batchcap.repair": _MIDDLE | {"batchcap.verify"},
     "batchcap.preview": _STAGES | {"batchcap.sampling"},
     "batchcap.observers": _STAGES,
     "batchcap.thumbnails": _MIDDLE,
@@ -276,7 +284,7 @@ LIGHT = (
     *("batchcap.captioner.sources", "batchcap.captioner.transformers_source"),
     *("batchcap.catalog", "batchcap.collection", "batchcap.parts"),
     *("batchcap.decoder_child", "batchcap.loading"),
-    *("batchcap.verify", "batchcap.rebuild"),
+    *("batchcap.verify", "batchcap.rebuild", "batchcap.repair"),
 )
 
 

@@ -13,6 +13,7 @@ import pytest
 from batchcap.captioner.images import ImageSpec, decode
 from batchcap.decoder_child import LoadedFile, load_file
 from batchcap.errors import PipelineError, Reason
+from batchcap.hashing import FileHasher
 from batchcap.loading import ImageLoader
 from tests.conftest import make_photo
 
@@ -196,6 +197,28 @@ def test_a_file_that_cannot_be_opened_in_time(tmp_path: Path) -> None:
         (loaded,) = loader.load([str(tmp_path / "fifo.jpg")])
         assert loaded.reason is Reason.TIMEOUT
         assert_equals_in_process(loader.load([str(good)])[0], good)
+
+
+@pytest.mark.usefixtures("_poison")
+def test_files_are_hashed_and_not_decoded(tmp_path: Path) -> None:
+    photo = make_photo(tmp_path / "good.jpg", 1)
+    crash = write(tmp_path / "crash.jpg", b"CRASHME!")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    paths = [photo, tmp_path / "fifo.jpg", crash, tmp_path / "missing.jpg"]
+    uris = [str(path) for path in paths]
+    before = children()
+    # More than one process has work, and what hangs is not waited for by the others.
+    with FileHasher(SPEC, TIMEOUT_S) as hasher:
+        hashed = hasher.hash_files([*uris, *[str(photo)] * 40])
+        assert len(children() - before) == 3
+    assert children() == before
+    detail = f"reading it took more than {TIMEOUT_S:g} s"
+    assert hashed[1] == LoadedFile(reason=Reason.TIMEOUT, detail=detail)
+    hash_of = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (photo, crash)}
+    assert [file.content_hash for file in (hashed[0], hashed[2])] == [hash_of[photo], hash_of[crash]]
+    # Without a reason: who loads it finds that.
+    assert hashed[3] == LoadedFile()
+    assert hashed[4:] == [LoadedFile(hash_of[photo])] * 40
 
 
 @pytest.mark.usefixtures("_poison")

@@ -6,7 +6,7 @@ Most have few files, which are captioned in this process; what Ray's workers may
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from batchcap.captioner.config import GenerationConfig
 from batchcap.captioner.images import decode_image
 from batchcap.captioner.protocol import CaptionerSource
 from batchcap.catalog import Catalog, Failure, ModelInfo
+from batchcap.decoder_child import LoadedFile
 from batchcap.errors import CatalogBusyError, PipelineError, Reason, SourceError, SourceNotFoundError
+from batchcap.hashing import FileHasher
 from batchcap.in_process import InProcess
 from batchcap.pipeline import _Breaker, index_collection
 from batchcap.rebuild import rebuild_catalog
 from batchcap.run_options import IndexOptions
 from batchcap.run_report import Progress, RunReport
-from batchcap.storage import content_hash
 from batchcap.verify import verify_store
 from tests.conftest import make_photo
 from tests.costless import Costless
@@ -433,13 +434,14 @@ def test_equal_sizes_are_looked_into_while_there_are_copies(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where all files have one size, they must not all be read twice."""
-    hashed = []
+    hashed: list[str] = []
 
-    def note_and_hash(uri: str, max_bytes: int) -> str | None:
-        hashed.append(uri)
-        return content_hash(uri, max_bytes)
+    class NotingHasher(FileHasher):
+        def hash_files(self, uris: Sequence[str]) -> list[LoadedFile]:
+            hashed.extend(uris)
+            return super().hash_files(uris)
 
-    monkeypatch.setattr("batchcap.pipeline.content_hash", note_and_hash)
+    monkeypatch.setattr("batchcap.pipeline.FileHasher", NotingHasher)
     monkeypatch.setattr("batchcap.pipeline._CHUNK", 2)
     monkeypatch.setattr("batchcap.pipeline._MISS_FREELY", 3)
     os.truncate(collection.photos / "0.png", 100_000)

@@ -11,14 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchcap import parts
 from batchcap.catalog import Catalog
 from batchcap.catalog.sqlite_lock import catalog_lock
-from batchcap.errors import CatalogBusyError, CatalogError, StoreError
+from batchcap.errors import CatalogBusyError, CatalogError, NoCatalogError, StoreError
+from batchcap.parts import stamped_owner
 from batchcap.rebuild import RebuildReport, rebuild_catalog
 from batchcap.verify import verify_store
+from tests.postgresql import Server
 from tests.stores import (
     LARGE,
+    RESTORED,
     SMALL,
+    captioned,
     copy_of,
     entry,
     execute,
@@ -298,3 +303,42 @@ def test_of_a_run_with_peoples_captions_alone_no_model_is_known(store: Path) -> 
     rebuild(store)
     assert query(store, "SELECT fingerprint, name FROM model") == [("unknown", "unknown")]
     assert query(store, "SELECT count(*) FROM captions WHERE source = 'human'") == [(5,)]
+
+
+# --- on a server ---
+
+
+def test_a_catalog_in_postgresql_is_there_again(
+    store: Path, good_store: Path, postgres_server: Server, postgres_url: str
+) -> None:
+    """Where there is no catalog yet, and where `index` has made an empty one."""
+    nothing = postgres_server.url(postgres_server.new_database())
+    # A row that two parts have: of the first nothing is there either.
+    twice = store / "captions" / f"{part_files(store)[0].name[:-9]}99.parquet"
+    twice.write_bytes(part_files(store)[2].read_bytes())
+    with pytest.raises(CatalogError, match="holds 5 rows that another part holds too"):
+        rebuild_catalog(nothing, store)
+    with pytest.raises(NoCatalogError):
+        Catalog.open(nothing)
+    twice.unlink()
+    shown = query(good_store, RESTORED[0])
+    for url in (nothing, postgres_url):
+        report = rebuild_catalog(url, store)
+        assert (report.parts, report.rows, report.aside) == (3, 12, None)
+        with Catalog.open(url) as catalog:
+            assert catalog.uuid == stamped_owner(store)
+            found = verify_store(catalog, store)
+            assert (found.findings, found.parts, found.rows) == ([], 3, 12)
+            assert [hit.uri for hit in catalog.search("rex").hits] == [f"/photos/{n}.jpg" for n in (0, 8, 9)]
+            with catalog.query("SELECT uri, caption, source FROM captions ORDER BY uri") as result:
+                assert [row[:2] for row in result.rows] == [(row[0], row[1]) for row in shown]
+            status = catalog.status()
+        assert sorted(run.counts["restored"] for run in status.runs) == [5, 7]
+        # Once there is something, it is left alone.
+        for force in (False, True):
+            with pytest.raises(CatalogError, match="on a server none is put aside; make an empty database"):
+                rebuild_catalog(url, store, force=force)
+    with Catalog.open(postgres_url, mode="write") as catalog, catalog.run([], LARGE, {}) as run:
+        run.commit([captioned(20, "a newer dog")])
+        parts.seal(catalog, parts.open_store(store, catalog.uuid), run)
+        assert verify_store(catalog, store).rows == 13

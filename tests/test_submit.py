@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from batchcap.cli import app
+from batchcap.cli.submitting import _arguments_of_job
 from batchcap.errors import ClusterError, UsageError
 from batchcap.submit import Jobs, JobState
 
@@ -98,6 +99,13 @@ def test_an_address_that_takes_no_jobs_is_refused(address: str, message: str) ->
         (("/mnt/photos", *PLACE, "--store", "here", *NOBODY), 2, "a job needs --store: an absolute path"),
         (("photos", *PLACE, *NOBODY), 2, "photos is relative to a folder of this machine"),
         (("--list", "some.csv", *PLACE, *NOBODY), 2, "some.csv is relative to a folder of this machine"),
+        (("/mnt/a", "--model", "runs/m1", *PLACE, *NOBODY), 2, "runs/m1 is relative to a folder of this"),
+        (("/mnt/a", "--model", "/mnt/m1", *PLACE, *NOBODY), 1, "no cluster answers at http://127.0.0.1:9"),
+        (
+            ("/mnt/a", "--model", "hf:some/git", *PLACE, *NOBODY),
+            1,
+            "no cluster answers at http://127.0.0.1:9",
+        ),
         (("--list", "/mnt/some.csv", *PLACE, *NOBODY), 1, "no cluster answers at http://127.0.0.1:9"),
         (("s3://bucket/photos", *PLACE, *NOBODY), 1, "no cluster answers at http://127.0.0.1:9"),
         (("/mnt/photos", "--beams", "3", *PLACE, *NOBODY), 2, "No such option"),
@@ -110,6 +118,19 @@ def test_what_can_not_work_is_refused_here(arguments: tuple[str, ...], status: i
     assert done.exit_code == status, done.output
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_model_that_the_environment_names_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHCAP_MODEL", "/mnt/m1")
+    handed_on = _arguments_of_job(["/mnt/a"], "/mnt/store", CATALOG)
+    assert handed_on == ["/mnt/a", "--store", "/mnt/store", "--catalog", CATALOG, "--model", "/mnt/m1"]
+    for given in (["--model", "/mnt/m2"], ["--model=/mnt/m2"]):
+        assert _arguments_of_job(["/mnt/a", *given], "/mnt/store", CATALOG) == [
+            *("/mnt/a", *given, "--store", "/mnt/store", "--catalog", CATALOG)
+        ]
+    monkeypatch.setenv("BATCHCAP_MODEL", "runs/m1")
+    with pytest.raises(UsageError, match="runs/m1 is relative to a folder of this machine"):
+        _arguments_of_job(["/mnt/a"], "/mnt/store", CATALOG)
 
 
 def test_a_password_that_others_will_see_is_told_of() -> None:

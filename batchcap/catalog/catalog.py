@@ -17,7 +17,7 @@ from batchcap.catalog.migration import make_current, require_current
 from batchcap.catalog.missing import MissingFiles
 from batchcap.catalog.plan import plan_waves
 from batchcap.catalog.query import QueryResult
-from batchcap.catalog.rebuild import Rebuild
+from batchcap.catalog.rebuild import Rebuild, ServerRebuild
 from batchcap.catalog.records import (
     CaptionFilter,
     Forgotten,
@@ -41,12 +41,13 @@ from batchcap.catalog.sealing import (
     finish_part,
     part_rows,
     pending_parts,
+    reopen_part,
     unsealed_count,
 )
 from batchcap.catalog.search import search
 from batchcap.catalog.sqlite import SqliteDatabase
 from batchcap.catalog.status import catalog_uuid, read_pace, read_quarantine, read_status
-from batchcap.errors import CatalogError, Reason
+from batchcap.errors import Reason
 
 if TYPE_CHECKING:
     from batchcap.collection import FileEntry
@@ -338,6 +339,15 @@ class Catalog:
         """Notes that a part is on disk, whole."""
         finish_part(self._database, name, row_count, sha256)
 
+    def reopen_part(self, name: str, supersedes: str | None) -> None:
+        """Makes a part pending whose file is damaged, or gone; under `lock`, and then it must be written.
+
+        Args:
+            name: of the part.
+            supersedes: sha256 of the file as it is, which alone may be replaced; None if there is none.
+        """
+        reopen_part(self._database, name, supersedes)
+
     def drop_part(self, name: str) -> None:
         """Notes that a part is gone of which all rows were forgotten."""
         drop_part(self._database, name)
@@ -373,10 +383,10 @@ class Catalog:
         return check(self._database)
 
     @staticmethod
-    def rebuild(url: str, catalog_uuid: str, *, force: bool = False) -> Rebuild:
+    def rebuild(url: str, catalog_uuid: str, *, force: bool = False) -> Rebuild | ServerRebuild:
         """A catalog made again from its parts, to be entered with `with`; it appears at the end, whole.
 
-        What is in its place is put aside, not deleted.
+        What is in its place is put aside, not deleted; on a server there may be nothing but an empty catalog.
 
         Args:
             url: of the catalog.
@@ -387,11 +397,8 @@ class Catalog:
             CatalogBusyError: on entering: a run has the catalog; says who.
             CatalogError: on entering: there is a catalog that is neither damaged nor empty.
         """
-        database = open_database(url, writable=False)
-        database.close()
-        if not isinstance(database, SqliteDatabase):
-            raise CatalogError(
-                f"only a catalog in SQLite is made again from its parts, and {database.label} is none: "
-                "restore a backup, or name a file as --catalog"
-            )
-        return Rebuild(database.path, catalog_uuid, force=force)
+        database = open_database(url, writable=True)
+        if isinstance(database, SqliteDatabase):
+            database.close()
+            return Rebuild(database.path, catalog_uuid, force=force)
+        return ServerRebuild(database, catalog_uuid)

@@ -110,6 +110,10 @@ class Database(ABC):
         """
 
     @abstractmethod
+    def expect_many_rows(self, connection: Connection) -> None:
+        """Prepares a write transaction for very many rows, in no order."""
+
+    @abstractmethod
     def wipe(self, connection: Connection) -> None:
         """Has what a write transaction deletes overwritten, as far as that is in our hands; then `scrub`."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _REBUILD = "make it again from Parquet: batchcap verify --rebuild"
+_REPAIR = "write it again from the catalog: batchcap verify --repair"
 _RESTORE = f"put a copy of the catalog back, or {_REBUILD}"
 
 
@@ -17,12 +18,16 @@ class FindingKind(StrEnum):
     DATABASE = "database", _RESTORE
     # The store has another catalog's stamp, or one that can't be read.
     STAMP = "stamp", "name the catalog that belongs to the store, or put a copy of store.json back"
-    PART_MISSING = "part_missing", "put a copy of the file back"
-    PART_DAMAGED = "part_damaged", "put a copy of the file back"
+    PART_MISSING = "part_missing", f"put a copy of the file back, or {_REPAIR}"
+    PART_DAMAGED = "part_damaged", f"put a copy of the file back, or {_REPAIR}"
     # The file has other rows than the catalog gave it.
-    PART_ROWS = "part_rows", f"put a copy of the file back or, if the catalog is wrong, {_REBUILD} --force"
+    PART_ROWS = (
+        "part_rows",
+        f"put a copy of the file back; if the catalog is wrong, {_REBUILD} --force; if the file is, move it "
+        f"away and {_REPAIR}",
+    )
     # The rows are right, but another program wrote them anew.
-    PART_BYTES = "part_bytes", "put a copy of the file back"
+    PART_BYTES = "part_bytes", f"put a copy of the file back, or {_REPAIR}"
     # One caption of one file is logged twice.
     DUPLICATE_RESULT = "duplicate_result", f"{_RESTORE} --force"
     # An image has two captions of one model.

@@ -80,10 +80,15 @@ def create(database: Database, catalog_uuid: str) -> None:
         database: opened for writing.
         catalog_uuid: the identity of the catalog.
     """
-    info = {"id": 1, "uuid": catalog_uuid, "created_at": tables.utc_now()}
     with database.write() as connection:
-        upgrade(connection)
-        connection.execute(insert(tables.CatalogInfo), {**info, "batchcap_version": batchcap.__version__})
+        fill(connection, catalog_uuid)
+
+
+def fill(connection: Connection, catalog_uuid: str) -> None:
+    """Makes an empty catalog, in the transaction of `connection`; see `create`."""
+    info = {"id": 1, "uuid": catalog_uuid, "created_at": tables.utc_now()}
+    upgrade(connection)
+    connection.execute(insert(tables.CatalogInfo), {**info, "batchcap_version": batchcap.__version__})
 
 
 def refuse_newer(database: Database, version: str) -> None:

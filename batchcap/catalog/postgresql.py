@@ -198,6 +198,9 @@ class PostgresDatabase(Database):
         """
         connection.execute(_LOOKUPS)
 
+    def expect_many_rows(self, connection: Connection) -> None:
+        """Nothing: how much memory there is for that is the server's business."""
+
     def wipe(self, connection: Connection) -> None:
         """Nothing: that is the server's, which vacuums its tables."""
 

@@ -2,25 +2,26 @@
 
 It is made in a temporary file beside its place. Only when it is whole does it get its name, and what had
 that name is put aside first: at every instant the old catalog, the new one or the parts alone are there to
-go on from.
+go on from. On a server, it is made in one transaction, and only where nothing is in its place.
 """
 
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from batchcap.catalog.migration import SCHEMA_VERSION, create
+from batchcap.catalog.connection import Database
+from batchcap.catalog.migration import SCHEMA_VERSION, create, fill
 from batchcap.catalog.restoring import Restoring
 from batchcap.catalog.sealing import PartRow, part_rows
 from batchcap.catalog.sqlite import SqliteDatabase
 from batchcap.catalog.sqlite_file import os_error, timestamp
-from batchcap.catalog.tables import Run
+from batchcap.catalog.tables import CatalogInfo, Run
 from batchcap.errors import CatalogDamagedError, CatalogError
 from batchcap.publishing import PREFIX, publish, sync_folder, temporary
 
@@ -128,6 +129,66 @@ class Rebuild:
         written = self._database.path
         for suffix in ("", _LOG, _LOG_INDEX):
             written.with_name(written.name + suffix).unlink(missing_ok=True)
+
+
+class ServerRebuild:
+    """A catalog on a server that is made again from its parts; as `Rebuild`, in one transaction.
+
+    Attributes:
+        aside: None: nothing is put aside, for nothing but an empty catalog is replaced.
+    """
+
+    aside: Path | None = None
+
+    def __init__(self, database: Database, catalog_uuid: str) -> None:
+        self._database = database
+        self._uuid = catalog_uuid
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._held:
+            self._held.callback(self._database.close)
+            self._database.prepare()
+            self._held.enter_context(self._database.lock())
+            version = self._database.schema_version()
+            connection = self._held.enter_context(self._database.write())
+            if version is None:
+                fill(connection, self._uuid)
+            elif version == SCHEMA_VERSION and connection.scalar(select(Run.id).limit(1)) is None:
+                connection.execute(update(CatalogInfo).values(uuid=self._uuid))
+            else:
+                raise CatalogError(
+                    f"there is a catalog at {self._database.label}, and on a server none is put aside; make "
+                    "an empty database, or an empty schema, and name that"
+                )
+            self._connection = connection
+            self._restoring = Restoring(self._database, lambda: nullcontext(connection))
+            self._held = self._held.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with ExitStack() as held:
+            # Told of an error, be it of `finish`, it ends the transaction without a trace.
+            held.push(self._held)
+            if error is None:
+                self._restoring.finish()
+            else:
+                raise error
+        self._database.admit_readers()
+        self._database.close()
+
+    def add_part(self, name: str, sha256: str, batches: Iterable[Sequence[PartRow]]) -> int:
+        """See `Rebuild.add_part`."""
+        return self._restoring.add_part(name, sha256, batches)
+
+    def part_rows(self, name: str) -> Iterator[list[PartRow]]:
+        """See `Rebuild.part_rows`."""
+        return part_rows(self._database, name, lambda: nullcontext(self._connection))
 
 
 def _refuse_good(path: Path) -> None:

@@ -118,7 +118,8 @@ class PartInfo:
         run_id: the run that named it.
         row_count: rows that it was given.
         sha256: of the file, once it is on disk; None while the part is pending.
-        supersedes: sha256 of the file that a pending part replaces, because rows of it were forgotten.
+        supersedes: sha256 of the file that a pending part replaces, because rows of it were forgotten, or
+            because it is damaged.
     """
 
     name: str

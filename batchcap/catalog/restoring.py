@@ -6,13 +6,25 @@ which of them have vanished. A location has the content of the last row that nam
 person's, else the latest.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Update, bindparam, delete, exists, func, literal, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import (
+    Connection,
+    Update,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from batchcap.catalog.connection import Database
@@ -24,8 +36,6 @@ from batchcap.catalog.tables import Caption, Image, Location, Model, Part, Resul
 from batchcap.catalog.text import search_text
 from batchcap.errors import CatalogError
 
-# Contents come in no order: a page that is held need not be read and written again for each of them.
-_CACHE_KIB = 256 * 1024
 # What tells a caption that a person wrote from others.
 _PERSONS_CAPTION = ("content_hash", "source", "text", "created_at")
 
@@ -46,10 +56,18 @@ class _RunSummary:
 
 
 class Restoring:
-    """Fills an empty catalog, part by part."""
+    """Fills an empty catalog, part by part.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: the catalog.
+        write: begins the write transaction of each part; that of the database, unless all parts go into one.
+    """
+
+    def __init__(
+        self, database: Database, write: Callable[[], AbstractContextManager[Connection]] | None = None
+    ) -> None:
         self._database = database
+        self._write = write or database.write
         self._runs: dict[str, _RunSummary] = {}
         self._models: set[str] = set()
         self._last_run_of: dict[str, str] = {}
@@ -58,8 +76,8 @@ class Restoring:
         """Takes the rows of a part; see `Rebuild.add_part`."""
         count = 0
         try:
-            with self._database.write() as connection:
-                connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            with self._write() as connection:
+                self._database.expect_many_rows(connection)
                 part_id = 0
                 for rows in batches:
                     self._add_models(connection, rows)
@@ -80,7 +98,7 @@ class Restoring:
 
     def finish(self) -> None:
         """Writes what only all rows together say."""
-        with self._database.write() as connection:
+        with self._write() as connection:
             for run_id, summary in self._runs.items():
                 connection.execute(
                     update(Run)
@@ -103,7 +121,9 @@ class Restoring:
     def _add_models(self, connection: Connection, rows: Sequence[PartRow]) -> None:
         for row in rows:
             if row.fingerprint is not None and row.fingerprint not in self._models:
-                _add_model(connection, row.fingerprint, row.model or UNKNOWN_MODEL, row.captioned_at)
+                _add_model(
+                    self._database, connection, row.fingerprint, row.model or UNKNOWN_MODEL, row.captioned_at
+                )
                 self._models.add(row.fingerprint)
 
     def _add_runs(self, connection: Connection, rows: Sequence[PartRow]) -> None:
@@ -111,7 +131,7 @@ class Restoring:
             if row.run_id not in self._runs:
                 self._runs[row.run_id] = _RunSummary(row.fingerprint, row.captioned_at)
                 if row.fingerprint is None:
-                    _add_model(connection, UNKNOWN_MODEL, UNKNOWN_MODEL, row.captioned_at)
+                    _add_model(self._database, connection, UNKNOWN_MODEL, UNKNOWN_MODEL, row.captioned_at)
                 values = {
                     "id": row.run_id,
                     "source": [],
@@ -125,9 +145,11 @@ class Restoring:
             self._runs[row.run_id].add(row)
 
 
-def _add_model(connection: Connection, fingerprint: str, name: str, created_at: datetime) -> None:
+def _add_model(
+    database: Database, connection: Connection, fingerprint: str, name: str, created_at: datetime
+) -> None:
     values = {"fingerprint": fingerprint, "name": name, "config": {}, "created_at": created_at}
-    connection.execute(insert(Model).on_conflict_do_nothing(), values)
+    connection.execute(database.insert(Model).on_conflict_do_nothing(), values)
 
 
 def _begin_part(connection: Connection, name: str, sha256: str, run_id: str) -> int:
@@ -138,14 +160,14 @@ def _begin_part(connection: Connection, name: str, sha256: str, run_id: str) -> 
 
 def _add_rows(database: Database, connection: Connection, rows: Sequence[PartRow], part_id: int) -> None:
     insert_images(database, connection, rows)
-    _add_captions(connection, rows)
+    _add_captions(database, connection, rows)
     contents = sorted({row.content_hash for row in rows})
     connection.execute(_make_live(), [{"the_content": content} for content in contents])
-    _upsert_locations(connection, rows)
-    _log_results(connection, rows, part_id)
+    _upsert_locations(database, connection, rows)
+    _log_results(database, connection, rows, part_id)
 
 
-def _add_captions(connection: Connection, rows: Sequence[PartRow]) -> None:
+def _add_captions(database: Database, connection: Connection, rows: Sequence[PartRow]) -> None:
     captions = [
         {
             "content_hash": row.content_hash,
@@ -162,7 +184,7 @@ def _add_captions(connection: Connection, rows: Sequence[PartRow]) -> None:
     ]
     by_models = [values for values in captions if values["source"] != "human"]
     if by_models:
-        connection.execute(insert(Caption).on_conflict_do_nothing(), by_models)
+        connection.execute(database.insert(Caption).on_conflict_do_nothing(), by_models)
     for values in captions:
         # No constraint knows a person's caption again that was logged for several files.
         if values["source"] == "human":
@@ -184,8 +206,8 @@ def _make_live() -> Update:
     return update(Image).where(Image.content_hash == bindparam("the_content")).values(caption_id=live)
 
 
-def _upsert_locations(connection: Connection, rows: Sequence[PartRow]) -> None:
-    statement = insert(Location)
+def _upsert_locations(database: Database, connection: Connection, rows: Sequence[PartRow]) -> None:
+    statement = database.insert(Location)
     new = statement.excluded
     connection.execute(
         statement.on_conflict_do_update(
@@ -193,7 +215,10 @@ def _upsert_locations(connection: Connection, rows: Sequence[PartRow]) -> None:
             set_={
                 "content_hash": new.content_hash,
                 "size_bytes": new.size_bytes,
-                "first_seen_at": func.min(Location.first_seen_at, new.first_seen_at),
+                "first_seen_at": case(
+                    (Location.first_seen_at <= new.first_seen_at, Location.first_seen_at),
+                    else_=new.first_seen_at,
+                ),
             },
         ),
         [
@@ -209,7 +234,7 @@ def _upsert_locations(connection: Connection, rows: Sequence[PartRow]) -> None:
     )
 
 
-def _log_results(connection: Connection, rows: Sequence[PartRow], part_id: int) -> None:
+def _log_results(database: Database, connection: Connection, rows: Sequence[PartRow], part_id: int) -> None:
     """Logs each row with its caption, which is there by now."""
     the_time = bindparam("the_time", type_=Result.created_at.type)
     the_text: Any = bindparam("the_text", type_=Caption.text.type)
@@ -229,7 +254,7 @@ def _log_results(connection: Connection, rows: Sequence[PartRow], part_id: int) 
     )
     columns = ["uri", "content_hash", "caption_id", "run_id", "part_id", "created_at"]
     connection.execute(
-        insert(Result).from_select(columns, caption).on_conflict_do_nothing(),
+        database.insert(Result).from_select(columns, caption).on_conflict_do_nothing(),
         [
             {
                 "the_uri": row.uri,

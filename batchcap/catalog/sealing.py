@@ -2,15 +2,16 @@
 
 A part is named, and given its rows, in one transaction, before anything is written to disk. From then on
 its content is fixed: whoever writes the file, and however often, writes the same rows in the same order.
-Only `catalog.forgetting` takes rows out of a part, which is pending again then; the file that it supersedes
-is known by its sha256.
+Only `catalog.forgetting` takes rows out of a part, which is pending again then, as is one whose file is
+damaged; the file that it supersedes is known by its sha256.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import case, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, case, delete, func, insert, literal, select, update
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.records import PartInfo
@@ -105,13 +106,23 @@ def all_parts(database: Database) -> list[PartInfo]:
         return [PartInfo(*row) for row in rows]
 
 
-def part_rows(database: Database, name: str) -> Iterator[list[PartRow]]:
+def part_rows(
+    database: Database,
+    name: str,
+    read: Callable[[], AbstractContextManager[Connection]] | None = None,
+) -> Iterator[list[PartRow]]:
     """The rows of a part in batches, ordered by the result's id, with no transaction open in between.
+
+    Args:
+        database: the catalog.
+        name: of the part.
+        read: begins the transaction of each batch; that of the database, unless another sees the rows alone.
 
     Raises:
         CatalogError: there is no such part.
     """
-    with database.read() as connection:
+    read = read or database.read
+    with read() as connection:
         part_id = connection.scalar(select(Part.id).where(Part.name == name))
     if part_id is None:
         raise CatalogError(f"the catalog at {database.label} knows no part {name}")
@@ -147,12 +158,24 @@ def part_rows(database: Database, name: str) -> Iterator[list[PartRow]]:
     )
     last = 0
     while True:
-        with database.read() as connection:
+        with read() as connection:
             batch = connection.execute(statement.where(Result.id > last)).all()
         if not batch:
             return
         last = batch[-1][0]
         yield [PartRow._make(row[1:]) for row in batch]
+
+
+def reopen_part(database: Database, name: str, supersedes: str | None) -> None:
+    """Makes a part pending again whose file is damaged or gone.
+
+    Args:
+        database: the catalog; the caller holds its lock.
+        name: of the part.
+        supersedes: sha256 of the file as it is, which may be replaced; None if there is none.
+    """
+    with database.write() as connection:
+        connection.execute(update(Part).where(Part.name == name).values(state="pending", sha256=supersedes))
 
 
 def drop_part(database: Database, name: str) -> None:

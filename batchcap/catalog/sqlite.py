@@ -66,6 +66,9 @@ _FTS5 = Syntax(
     beginning=lambda letters: f'"{letters}"*',
 )
 
+# For transactions with very many rows.
+_CACHE_KIB = 256 * 1024
+
 
 class SqliteDatabase(Database):
     """One file.
@@ -155,6 +158,10 @@ class SqliteDatabase(Database):
 
     def expect_lookups(self, connection: Connection) -> None:
         """Nothing: it does nothing else."""
+
+    def expect_many_rows(self, connection: Connection) -> None:
+        """A large cache: a page that is held need not be read and written again for each row."""
+        connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KIB}").close()
 
     def wipe(self, connection: Connection) -> None:
         """Has zeros written over it; in the full-text index and in the log it stays until `scrub`."""

@@ -28,7 +28,8 @@ def submit(
     source: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SOURCE... [OPTIONS of index]", help="As the cluster's nodes name them: absolute paths."
+            metavar="SOURCE... [OPTIONS of index]",
+            help="As the cluster's nodes name them: absolute paths; also --list and --model.",
         ),
     ] = None,
     address: Annotated[
@@ -114,7 +115,12 @@ def _arguments_of_job(arguments: list[str], store: str | None, catalog: str | No
         _say("Ray's dashboard will show the catalog's password; a .pgpass file on the head hides it")
     given = [*arguments, "--store", store, "--catalog", catalog]
     parsed = _parse_index(given)
-    for name in [*(parsed["source"] or ()), *(parsed["lists"] or ())]:
+    model = parsed["model"]
+    # Else the job would take the model that ships: it does not see this environment.
+    if model is not None and not any(each.partition("=")[0] == "--model" for each in arguments):
+        given += ["--model", model]
+    models = [model] if model is not None and not model.startswith("hf:") else []
+    for name in [*(parsed["source"] or ()), *(parsed["lists"] or ()), *models]:
         if not name.startswith("/") and "://" not in name:
             raise UsageError(f"{name} is relative to a folder of this machine: give the path that nodes know")
     return given

@@ -1,7 +1,7 @@
 """Commands that look after catalog and store: status, verify, forget, migrate."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,10 @@ from batchcap.cli.common import (
     writable_catalog,
 )
 from batchcap.errors import CatalogVersionError, Reason, UsageError
+
+if TYPE_CHECKING:
+    from batchcap.repair import RepairReport
+    from batchcap.verify import Verification
 
 
 def status(
@@ -52,6 +56,14 @@ def verify(
         bool,
         typer.Option("--rebuild", help="Make the catalog again from the Parquet files; the old one is kept."),
     ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Write damaged and lost Parquet files again from the catalog, which has their rows; damaged "
+            "ones are kept in the store's folder `damaged`.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="With --rebuild: even if the catalog is not damaged.")
     ] = False,
@@ -67,31 +79,47 @@ def verify(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Compare catalog and Parquet files, row by row; changes nothing without --rebuild."""
+    """Compare catalog and Parquet files, row by row; changes nothing without --rebuild or --repair."""
     with errors(as_json, debug):
         place = Place.of(store, catalog)
+        if rebuild and repair:
+            raise UsageError("give one of --rebuild and --repair")
         if rebuild:
             _rebuild(place, force, skip_damaged, as_json)
             return
         if force or skip_damaged:
             raise UsageError("--force and --skip-damaged go with --rebuild")
         from batchcap.catalog import Catalog
-        from batchcap.console import counting_rows, print_error, print_verification
+        from batchcap.console import counting_rows, print_error, print_repair, print_verification
         from batchcap.verify import verify_store
 
         with Catalog.open(place.catalog_url) as opened, counting_rows("comparing") as progress:
             found = verify_store(opened, place.store, progress=progress)
+        repaired = _repair(place, found) if repair and found.findings else None
+        if repaired is not None and repaired.parts:
+            with Catalog.open(place.catalog_url) as opened, counting_rows("comparing") as progress:
+                found = verify_store(opened, place.store, progress=progress)
         error = found.error()
         if not as_json:
+            if repaired is not None:
+                print_repair(repaired)
             print_verification(found)
             if error is not None:
                 raise error
             return
         failure = {} if error is None else {"error": {"code": error.code, "message": str(error)}}
-        print_json({**asdict(found), "counts": dict(found.counts), **failure})
+        repairs = {} if repaired is None else {"repaired": asdict(repaired)}
+        print_json({**asdict(found), "counts": dict(found.counts), **repairs, **failure})
         if error is not None:
             print_error(str(error))
             raise typer.Exit(error.exit_status)
+
+
+def _repair(place: Place, found: "Verification") -> "RepairReport":
+    from batchcap.repair import repair_parts
+
+    with writable_catalog(place) as opened:
+        return repair_parts(opened, place.store, found)
 
 
 def _rebuild(place: Place, force: bool, skip_damaged: bool, as_json: bool) -> None:

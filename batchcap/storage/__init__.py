@@ -14,6 +14,7 @@ stand the `Listing` classes, which are what `resolve_sources` makes of what a us
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Protocol
 
 from batchcap.errors import ImageError, UsageError
@@ -62,18 +63,22 @@ def read_bytes(location: str | bytes, limit: int) -> bytes:
     return _backend(location).read_bytes(location, limit)
 
 
-def content_hash(uri: str, limit: int) -> str | None:
+def content_hash(
+    location: str | bytes, limit: int, read: Callable[[str | bytes, int], bytes] = read_bytes
+) -> str | None:
     """The sha256 of a file's bytes, in hexadecimal; None where they can't be read.
 
     Args:
-        uri: of the file.
+        location: a uri, or any path.
         limit: what is larger has none either, unless it is local, where it costs no memory.
+        read: as `read_bytes`, of what isn't local.
     """
     try:
-        if is_local(uri):
-            with open(uri_to_path(uri), "rb") as file:
+        if isinstance(location, bytes) or is_local(location):
+            path = location if isinstance(location, bytes) else uri_to_path(location)
+            with open(path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        data = read_bytes(uri, limit)
+        data = read(location, limit)
     except (OSError, ImageError):
         return None
     return hashlib.sha256(data).hexdigest() if len(data) <= limit else None

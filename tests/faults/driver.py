@@ -138,6 +138,8 @@ def kill_at(point: str) -> None:
             around(os, "replace", before=lambda *args: is_part(*args) and die())
         case "part-replaced":
             around(os, "replace", after=lambda *args: is_part(*args) and die())
+        case "part-reopened":
+            around(Catalog, "reopen_part", after=lambda *args: die())
         case "part-restored":
             around(Rebuild, "add_part", after=lambda *args: die())
         case "catalog-put-aside":
