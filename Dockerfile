@@ -1,11 +1,12 @@
 # syntax=docker/dockerfile:1
 #
-# `batchcap serve` and all other commands of batchcap, as a user without rights. Checked by tests/serving/test_container.py
-# for what it names, but not built there: no test reaches a registry of images.
+# `batchcap serve` and all other commands of batchcap, as a user without rights. Not built by CI: no test reaches a registry
+# of images. tests/serving/test_container.py lints it and checks what it names.
 #
 #   docker build --target cpu -t batchcap .
 #   docker build --target gpu --build-arg MODEL=runs/m1 -t batchcap:gpu .      # needs NVIDIA's container toolkit to run
 #   docker run --rm -p 127.0.0.1:8012:8012 batchcap
+#   docker run --rm -v /photos:/photos:ro -v captions:/data --shm-size 2g batchcap index /photos
 
 ARG PYTHON=3.12
 
@@ -42,10 +43,10 @@ RUN pip install --no-cache-dir --constraint /constraints.txt \
     "$(echo /wheels/*.whl)[serve,fast,heif,postgres]" "tensorflow[and-cuda]" \
     && rm -r /wheels
 ENV TF_FORCE_GPU_ALLOW_GROWTH=true
-USER batchcap
+USER 10001
 
 # The last one is built without --target.
 FROM base AS cpu
 RUN pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[serve,fast,heif,openvino,postgres]" \
     && rm -r /wheels
-USER batchcap
+USER 10001

@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv extras format check test fuzz demo bench faults notebooks constraints
+.PHONY: help venv extras format check test docs fuzz hostile demo bench faults notebooks constraints
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
@@ -36,8 +36,14 @@ check: venv ## all that must pass before a change lands
 test: venv ## the tests alone
 	$(PYTEST)
 
+docs: venv ## the documentation as a site, in site/: open site/index.html
+	$(BIN)/mkdocs build --strict
+
 fuzz: venv ## decode 200,000 mutated pictures (minutes); what crashes, hangs or takes a gigabyte is kept in fuzz/
 	$(BIN)/python -m tests.hostile.fuzz --count 200000 --seed $(or $(SEED),0)
+
+hostile: venv ## send 10,000 odd searches and 1,000 hostile statements to a catalog in each database
+	$(BIN)/python -m tests.catalog.fuzz --seed $(or $(SEED),0)
 
 demo: venv ## caption five photographs and search them
 	$(BIN)/python examples/demo.py demo/photos

@@ -27,6 +27,7 @@ from batchcap.catalog import QuarantinedFile, SearchHit, Status
 from batchcap.preview import Preview
 from batchcap.rebuild import RebuildReport
 from batchcap.run_report import Progress, RunReport
+from batchcap.sampling import Sample
 from batchcap.verify import Verification
 
 # Between two lines of `ProgressLines`.
@@ -178,6 +179,37 @@ def preview_summary(preview: Preview) -> str:
     if preview.skipped:
         lines.append(f"skipped: {_reasons(preview.skipped)}")
     return "\n".join(lines)
+
+
+def print_sample(sample: Sample) -> None:
+    """Old and new captions side by side; a file that can't be captioned has its reason there."""
+    has_old = any(file.old_caption is not None for file in sample.files)
+    rows = []
+    for file in sample.files:
+        old = [file.old_caption, file.old_model, _two_digits(file.old_confidence)] if has_old else []
+        new = file.caption if file.reason is None else f"{file.reason}: {file.detail}"
+        rows.append([file.uri, *old, new, _two_digits(file.confidence)])
+    old_columns = ["old caption", "by", "old confidence"] if has_old else []
+    print_rows(["uri", *old_columns, "new caption", "confidence"], rows)
+
+
+def sample_summary(sample: Sample) -> str:
+    """How large a sample is, and how it differs from what there is."""
+    lines = [f"{len(sample.files):,} of {_count(sample.of, 'file')}, as {sample.model} would caption them"]
+    if any(file.old_caption is not None for file in sample.files):
+        lines.append(f"{_count(sample.same, 'caption')} would stay the same")
+        old, new = sample.mean_confidence
+        if old is not None and new is not None:
+            lines.append(f"mean confidence {old:.2f}, of the new captions {new:.2f}")
+    if sample.failed:
+        lines.append(f"can't be captioned: {_reasons(sample.failed)}")
+    if sample.known:
+        lines.append(f"{sample.known:,} left out: they are moved or copied, and have a caption")
+    return "\n".join(lines)
+
+
+def _two_digits(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
 
 
 def _stages(stages: StageTimes) -> str:

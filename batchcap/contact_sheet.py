@@ -1,6 +1,7 @@
-"""A contact sheet: what a search has found, as one HTML page that needs nothing else."""
+"""A contact sheet: pictures, as of what a search has found, as one HTML page that needs nothing else."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -40,14 +41,42 @@ $pictures
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SheetItem:
+    """A picture on a sheet.
+
+    Args:
+        uri: of the picture.
+        alt: what is shown of it to who can't see it.
+        html: what stands below it.
+    """
+
+    uri: str
+    alt: str
+    html: str
+
+
 def write_contact_sheet(path: Path, title: str, hits: Sequence[SearchHit], total: int) -> None:
-    """Writes the page; one of an earlier search is replaced, anything else in its place is not.
+    """Writes what a search has found; see `write_sheet`.
 
     Args:
         path: of the page.
         title: what was searched for.
         hits: what is shown.
         total: hits that there are.
+    """
+    items = [SheetItem(hit.uri, hit.caption, _marked(hit.snippet())) for hit in hits]
+    write_sheet(path, title, f"{len(hits):,} of {total:,}", items)
+
+
+def write_sheet(path: Path, title: str, shown: str, items: Sequence[SheetItem]) -> None:
+    """Writes the page; an earlier one of ours is replaced, anything else in its place is not.
+
+    Args:
+        path: of the page.
+        title: its heading.
+        shown: what stands below the heading.
+        items: the pictures.
 
     Raises:
         UsageError: there is a file that is no contact sheet, or the page can't be written.
@@ -57,8 +86,7 @@ def write_contact_sheet(path: Path, title: str, hits: Sequence[SearchHit], total
             raise UsageError(f"{path} is there already and is no contact sheet; give another --output")
         written = temporary(path)
         try:
-            page = contact_sheet(title, hits, total)
-            written.write_text(page, encoding="utf-8", errors="backslashreplace")
+            written.write_text(_sheet(title, shown, items), encoding="utf-8", errors="backslashreplace")
             replace(written, path)
         finally:
             written.unlink(missing_ok=True)
@@ -66,25 +94,23 @@ def write_contact_sheet(path: Path, title: str, hits: Sequence[SearchHit], total
         raise UsageError(f"can't write the contact sheet {path}: {error.strerror}") from error
 
 
-def contact_sheet(title: str, hits: Sequence[SearchHit], total: int) -> str:
-    """The page as HTML; see `write_contact_sheet`."""
-    pictures = thumbnails([hit.uri for hit in hits], _SIZE)
+def _sheet(title: str, shown: str, items: Sequence[SheetItem]) -> str:
+    pictures = thumbnails([item.uri for item in items], _SIZE)
     return _PAGE.substitute(
         title=escape(title),
-        shown=f"{len(hits):,} of {total:,}",
-        pictures="\n".join(_item(hit, data) for hit, data in zip(hits, pictures, strict=True)),
+        shown=escape(shown),
+        pictures="\n".join(_item(item, data) for item, data in zip(items, pictures, strict=True)),
     )
 
 
-def _item(hit: SearchHit, data: str | None) -> str:
+def _item(item: SheetItem, data: str | None) -> str:
     picture = '<span class="missing">not there</span>'
     if data is not None:
-        picture = f'<img src="{data}" alt="{escape(hit.caption)}" title="{escape(hit.caption)}">'
+        picture = f'<img src="{data}" alt="{escape(item.alt)}" title="{escape(item.alt)}">'
         # What is in an archive has no address that a browser knows; objects have, but not without a key.
-        link = Path(uri_to_path(hit.uri)).as_uri() if is_local(hit.uri) else hit.uri
+        link = Path(uri_to_path(item.uri)).as_uri() if is_local(item.uri) else item.uri
         picture = f'<a href="{escape(link)}">{picture}</a>'
-    place = f"<small>{escape(hit.uri)}</small>"
-    return f"<li>{picture}{_marked(hit.snippet())}<br>{place}</li>"
+    return f"<li>{picture}{item.html}<br><small>{escape(item.uri)}</small></li>"
 
 
 def _marked(hit: SearchHit) -> str:

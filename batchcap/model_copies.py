@@ -74,13 +74,21 @@ class TravellingSource:
         Raises:
             BundleError: the copy can't be written, or is damaged.
         """
+        return self.copied().load_captioner(batch_size=batch_size, num_threads=num_threads)
+
+    def copied(self) -> CaptionerSource:
+        """The model as this machine has it; its copy is made first if need be.
+
+        Raises:
+            BundleError: it can't be written.
+        """
         folder = copies_folder() / self.model_fingerprint
         try:
             write_copy(folder, self.sizes, lambda name: ray.get(self.contents[name]))
         except OSError as error:
             raise BundleError(f"the model can't be copied to {folder}: {error}") from error
         copied: CaptionerSource = dataclasses.replace(self.source, path=folder)  # type: ignore[type-var]
-        return copied.load_captioner(batch_size=batch_size, num_threads=num_threads)
+        return copied
 
 
 def let_travel(source: CaptionerSource, fingerprint: str) -> CaptionerSource:

@@ -71,6 +71,9 @@ _STAT_THREADS = 16
 _HASHING_THREADS = 4
 # Files that are hashed, or looked for, together.
 _CHUNK = 256
+# A size that is known makes a copy likely where one in five is one, or so few files are read for nothing.
+_COPY_SHARE = 0.2
+_MISS_FREELY = 1000
 
 
 def index_collection(
@@ -175,6 +178,9 @@ class _Indexing:
         self._stages: StageTimes | None = None
         self._first_commit_at: float | None = None
         self._latest_commit_at = -math.inf
+        # Of the files that share only their size with a known one.
+        self._copies = 0
+        self._misses = 0
 
     def index_wave(self, wave: Wave) -> None:
         """Captions the files of one wave and commits them batch by batch."""
@@ -182,8 +188,9 @@ class _Indexing:
         self._report.still_quarantined += wave.quarantined
         if not self._options.recaption:
             self._report.stale += wave.stale
-        self._progress.plan(len(wave.todo) + len(wave.maybe_known))
-        todo = sorted([*wave.todo, *self._commit_known(wave.maybe_known)], key=lambda entry: entry.uri)
+        self._progress.plan(len(wave.todo) + len(wave.maybe_known) + len(wave.same_size))
+        unknown = [*self._commit_known(wave.maybe_known), *self._commit_copies(wave.same_size)]
+        todo = sorted([*wave.todo, *unknown], key=lambda entry: entry.uri)
         if not todo:
             return
         files = files_table(todo)
@@ -191,6 +198,8 @@ class _Indexing:
         todo.clear()
         wave.todo.clear()
         wave.maybe_known.clear()
+        wave.same_size.clear()
+        unknown.clear()
         if self._ray_start.is_needed:
             self._caption_by_ray(files)
         else:
@@ -270,6 +279,20 @@ class _Indexing:
                 self._report.known += known
                 self._progress.advance(known, 0)
                 self._seal_if_due(known)
+        return unknown
+
+    def _commit_copies(self, entries: Sequence[FileEntry]) -> list[FileEntry]:
+        """As `_commit_known`, but of files whose size alone is known, and only while that finds copies."""
+        unknown: list[FileEntry] = []
+        for start in range(0, len(entries), _CHUNK):
+            if self._misses > max(_MISS_FREELY, self._copies / _COPY_SHARE):
+                self._ray_start.note_file(len(entries) - start)
+                return [*unknown, *entries[start:]]
+            chunk = entries[start : start + _CHUNK]
+            misses = self._commit_known(chunk)
+            self._copies += len(chunk) - len(misses)
+            self._misses += len(misses)
+            unknown += misses
         return unknown
 
     def _hash_file(self, entry: FileEntry) -> str | None:

@@ -1,4 +1,7 @@
-"""What `index` would do, without doing it: `--dry-run`. Starts neither Ray nor TensorFlow, writes nothing."""
+"""What `index` would do, without doing it: `--dry-run`. Writes nothing, and never starts Ray.
+
+Only a sample of what would be captioned is captioned, if one is asked for.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +16,8 @@ from batchcap.collection import ListFile, Query, is_gone, resolve_sources, scan,
 from batchcap.errors import NoCatalogError
 from batchcap.globs import Selection
 from batchcap.run_options import IndexOptions
+from batchcap.run_report import Progress
+from batchcap.sampling import Sample, Sampler
 
 # A run of fewer files says more of Ray's start than of the machine.
 _MIN_FILES = 200
@@ -35,6 +40,7 @@ class Preview:
         skipped: names that the scan leaves out, by reason.
         estimate_s: seconds that captioning would take at the pace of the latest run with this model, its
             start included; None where there was none.
+        sample: what the model would say of some of the files, if it was asked.
     """
 
     to_caption: int = 0
@@ -48,6 +54,7 @@ class Preview:
     known: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     estimate_s: float | None = None
+    sample: Sample | None = None
 
 
 def preview_index(
@@ -55,6 +62,9 @@ def preview_index(
     catalog_url: str,
     captioner: CaptionerSource,
     options: IndexOptions,
+    *,
+    sample_size: int = 0,
+    progress: Progress | None = None,
 ) -> Preview:
     """Plans a run.
 
@@ -63,15 +73,20 @@ def preview_index(
         catalog_url: of the catalog; one that does not exist counts as empty.
         captioner: what would caption.
         options: as the run would have them.
+        sample_size: files that are captioned at most, to be looked at: with `recaption` of those that another
+            model captioned, else of those without a caption.
+        progress: is told how far the sample is.
 
     Raises:
         SourceNotFoundError, SourceError: as in a run.
         CatalogError: the catalog can't be read.
+        PipelineError: the captioner failed.
     """
     preview = Preview()
     fingerprint = captioner.fingerprint()
     resolved = resolve_sources(sources)
     selection = Selection.of(options.include, options.exclude)
+    sampler = Sampler(sample_size, recaption=options.recaption) if sample_size else None
     with _open_or_empty(catalog_url) as catalog, catalog.missing(whole_folders(resolved)) as missing:
         entries = missing.watch(scan(resolved, skipped=preview.skipped, selection=selection))
         for wave in catalog.plan(
@@ -82,12 +97,16 @@ def preview_index(
             wave_size=options.wave_size,
         ):
             preview.to_caption += len(wave.todo)
-            preview.maybe_known += len(wave.maybe_known)
+            preview.maybe_known += len(wave.maybe_known) + len(wave.same_size)
             for count in ("new", "changed", "unchanged", "quarantined", "stale"):
                 setattr(preview, count, getattr(preview, count) + getattr(wave, count))
+            if sampler is not None:
+                sampler.add(catalog, wave)
         preview.vanished = sum(map(is_gone, missing.uris))
         preview.known = missing.known
         pace = catalog.pace(fingerprint, at_least=_MIN_FILES)
+        if sampler is not None:
+            preview.sample = sampler.caption(catalog, captioner, options, progress or Progress())
     if pace is not None:
         preview.estimate_s = preview.to_caption / pace
     return preview

@@ -42,6 +42,16 @@ _NODE_LOSS_TIMEOUT_S = 90.0
 # An actor that died is started again; what it was working on is tried once more, not for ever.
 _MAX_RESTARTS = -1
 _MAX_TASK_RETRIES = 1
+# The files that are left are taken up once more after that, unless it is the second time that none was done.
+_MAX_STANDSTILLS = 2
+# Something killed a worker, or what it had made is gone: for instance the system, short of memory.
+_LOSSES = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+)
 
 
 def machine_resources(files: int, options: IndexOptions) -> Resources:
@@ -76,7 +86,7 @@ def caption_files(
     options: IndexOptions,
     resources: Resources | None = None,
 ) -> Generator[pa.Table, None, None]:
-    """Loads and captions files in Ray's workers; on a cluster, what a lost node was at is done again.
+    """Loads and captions files in Ray's workers; what a lost worker or node was at is done again.
 
     Args:
         files: of `FILE_SCHEMA`.
@@ -89,16 +99,14 @@ def caption_files(
         Tables of `CAPTIONED_SCHEMA`, in the order in which they are finished; every file is in one of them.
 
     Raises:
-        PipelineError: Ray or the captioner failed.
+        PipelineError: the captioner failed, or Ray did; or workers die of the same files again and again.
     """
     start_ray(options.compute)
     resources = resources or machine_resources(len(files), options)
-    if options.compute.address is None:
-        yield from _caption_once(files, captioner, fingerprint, options, resources)
-        return
-    done: list[pa.ChunkedArray] = []
+    standstills = 0
     while True:
         nodes = alive_nodes()
+        done: list[pa.ChunkedArray] = []
         try:
             with closing(_caption_once(files, captioner, fingerprint, options, resources)) as batches:
                 for batch in batches:
@@ -106,14 +114,33 @@ def caption_files(
                     yield batch
             return
         except PipelineError as error:
-            # What our code raises is no node's fault, and would be raised again.
-            if isinstance(error.__cause__, ray.exceptions.RayTaskError) or not _has_lost_any(nodes):
+            standstills = 0 if done else standstills + 1
+            if not _may_go_on(error.__cause__, nodes, standstills, options.compute):
                 raise
         files = _without(files, done)
-        done.clear()
         if not files:
             return
         resources = machine_resources(len(files), options)
+
+
+def _may_go_on(
+    cause: BaseException | None, nodes: set[str], standstills: int, compute: ComputeOptions
+) -> bool:
+    """Whether what failed may work when it is done again.
+
+    Args:
+        cause: of the failure.
+        nodes: that there were before it.
+        standstills: how many times in a row nothing was done before a failure.
+        compute: where it failed.
+    """
+    # What our code raises would be raised again.
+    if isinstance(cause, ray.exceptions.RayTaskError):
+        return False
+    # On a cluster even what doesn't look like it may come of a lost node, and then there is a new one to ask.
+    if compute.address is not None and _has_lost_any(nodes):
+        return True
+    return isinstance(cause, _LOSSES) and standstills < _MAX_STANDSTILLS
 
 
 def _without(files: pa.Table, done: list[pa.ChunkedArray]) -> pa.Table:

@@ -8,11 +8,12 @@ captioned: paths have 40 bytes, captions 8 to 13 words, no two images the same c
 """
 
 import hashlib
+import itertools
 import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -23,11 +24,12 @@ from common import provenance
 
 from batchcap import parts
 from batchcap.catalog import Captioned, Catalog, ModelInfo, Run
+from batchcap.collection import FileEntry
 
 # As many as a run commits together where captions come fast.
-_COMMIT_ROWS = 512
-_SEAL_ROWS = 50_000
-_MODEL = ModelInfo("f" * 64, "made up")
+COMMIT_ROWS = 512
+SEAL_ROWS = 50_000
+MODEL = ModelInfo("f" * 64, "made up")
 _WORDS = (
     *("a", "the", "two", "three", "man", "woman", "boy", "girl", "child", "dog", "cat", "bird", "people"),
     *("group", "person", "red", "blue", "green", "black", "white", "brown", "small", "large", "young"),
@@ -35,6 +37,11 @@ _WORDS = (
     *("field", "park", "room", "table", "running", "sitting", "standing", "playing", "jumping", "walking"),
     *("wearing", "holding", "looking", "riding", "in", "on", "with", "at", "near", "behind"),
 )
+
+
+def random_words(rng: random.Random) -> str:
+    """A caption of words that are all equally common."""
+    return " ".join(rng.choices(_WORDS, k=rng.randint(8, 13)))
 
 
 def main(
@@ -59,7 +66,7 @@ def main(
                 "rounds": 1,
                 "database": url.partition(":")[0].partition("+")[0],
                 "rows": rows,
-                "commit_rows": _COMMIT_ROWS,
+                "commit_rows": COMMIT_ROWS,
                 "committed_per_s": round(rows / commit_s, 1),
                 "sealed_per_s": round(rows / seal_s, 1),
                 "catalog_bytes_per_image": round(whole / rows, 1),
@@ -71,18 +78,20 @@ def main(
     )
 
 
-def write(url: str, folder: Path, rows: int) -> tuple[float, float]:
+def write(
+    url: str, folder: Path, rows: int, write_caption: Callable[[random.Random], str] = random_words
+) -> tuple[float, float]:
     """Commits and seals rows; the seconds that each took."""
     commit_s = seal_s = 0.0
-    with Catalog.open(url, mode="write") as catalog, catalog.run(["/mnt"], _MODEL, {}) as run:
+    with Catalog.open(url, mode="write") as catalog, catalog.run(["/mnt"], MODEL, {}) as run:
         store = parts.open_store(folder, catalog.uuid)
         unsealed = 0
-        for batch in batches(rows):
+        for batch in batches(rows, write_caption):
             started = time.perf_counter()
             run.commit(batch)
             commit_s += time.perf_counter() - started
             unsealed += len(batch)
-            if unsealed >= _SEAL_ROWS:
+            if unsealed >= SEAL_ROWS:
                 seal_s += seal(catalog, store, run)
                 unsealed = 0
         seal_s += seal(catalog, store, run)
@@ -96,34 +105,49 @@ def seal(catalog: Catalog, store: parts.Store, run: Run) -> float:
     return time.perf_counter() - started
 
 
-def batches(rows: int) -> Iterator[list[Captioned]]:
+def batches(rows: int, write_caption: Callable[[random.Random], str]) -> Iterator[list[Captioned]]:
     """Rows as they are committed together."""
-    made = captioned()
-    for start in range(0, rows, _COMMIT_ROWS):
-        yield list(islice(made, min(_COMMIT_ROWS, rows - start)))
+    made = captioned(write_caption)
+    for start in range(0, rows, COMMIT_ROWS):
+        yield list(islice(made, min(COMMIT_ROWS, rows - start)))
 
 
-def captioned() -> Iterator[Captioned]:
-    """Images without end, all different, in the order of their paths."""
-    rng = random.Random(0)
-    number = 0
-    while True:
+def captioned(
+    write_caption: Callable[[random.Random], str] = random_words, *, start: int = 0
+) -> Iterator[Captioned]:
+    """Images without end, all different, in the order of their paths.
+
+    Args:
+        write_caption: makes the text of one.
+        start: the number of the first; it has the same caption whatever `start` was.
+    """
+    for number in itertools.count(start):
+        rng = random.Random(number)
+        file = entry(number)
         yield Captioned(
-            uri=f"/mnt/photos/2023/{number // 1000:06}/IMG_{number:09}.jpg",
-            size_bytes=rng.randrange(500_000, 5_000_000),
-            mtime_ns=1_700_000_000_000_000_000 + number * 1_000_003,
-            etag=None,
+            uri=file.uri,
+            size_bytes=file.size_bytes,
+            mtime_ns=file.mtime_ns,
+            etag=file.etag,
             content_hash=hashlib.sha256(str(number).encode()).hexdigest(),
             width=4032,
             height=3024,
             format="JPEG",
             taken_at=datetime(2023, 1 + number % 12, 1 + number % 28, number % 24, number % 60, number % 59),
-            text=" ".join(rng.choices(_WORDS, k=rng.randint(8, 13))),
+            text=write_caption(rng),
             log_prob=-10 * rng.random(),
             confidence=rng.random(),
             token_count=12,
         )
-        number += 1
+
+
+def entry(number: int) -> FileEntry:
+    """The file of an image, as a scan finds it."""
+    return FileEntry(
+        uri=f"/mnt/photos/2023/{number // 1000:06}/IMG_{number:09}.jpg",
+        size_bytes=500_000 + number * 7_919 % 4_500_000,
+        mtime_ns=1_700_000_000_000_000_000 + number * 1_000_003,
+    )
 
 
 def tables_of(url: str) -> dict[str, dict[str, int]]:

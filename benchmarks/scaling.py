@@ -113,14 +113,18 @@ def measure_run(files: int) -> dict[str, Any]:
 
 
 def make_files(folder: Path, count: int) -> None:
-    """Tiny JPEG files, no two with the same content: a number stands behind the picture."""
+    """Tiny JPEG files, no two with the same content: a number stands behind the picture.
+
+    Nor do all have the same size, for photographs don't, and files of a known size may be copies.
+    """
     encoded = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((32, 32)).save(encoded, "JPEG")
     for number in range(count):
         below = folder / f"{number // _FILES_PER_FOLDER:04}"
         below.mkdir(parents=True, exist_ok=True)
-        (below / f"{number:07}.jpg").write_bytes(encoded.getvalue() + number.to_bytes(8, "big"))
+        behind = number.to_bytes(8, "big") + bytes(number % 997)
+        (below / f"{number:07}.jpg").write_bytes(encoded.getvalue() + behind)
 
 
 @dataclass

@@ -243,7 +243,52 @@ def _serving(result: Result) -> Iterable[Row]:
         "How long does a client of `batchcap serve` wait?",
         measured,
         f"{waits['alone']['median']:,.0f} ms alone, {waits['served']['median']:,.0f} ms among "
-        f"{result['clients']} (one of twenty {waits['served']['p95']:,.0f} ms)",
+        f"{result['clients']} (one of twenty {waits['served']['p95']:,.0f} ms, of a hundred "
+        f"{waits['served']['p99']:,.0f} ms)",
+    )
+    overload = result["overload"]
+    answers = overload["answers"]
+    yield Row(
+        "What does `batchcap serve` do with more than it can take?",
+        f"{measured}: {overload['clients']} at once, with room for {2 * result['clients']}",
+        f"{_rate([overload['images_per_s']])} images/s captioned; {answers.get('429', 0):,} of "
+        f"{sum(answers.values()):,} requests told to come back (429), "
+        f"{sum(answers.values()) - answers.get('429', 0) - answers.get('200', 0):,} failed",
+    )
+    if memory := result["memory"]:
+        server = memory["rss_mib"]["server"]
+        yield Row(
+            "Does `batchcap serve` grow?",
+            f"{memory['requests']:,} requests, tiny pictures, a captioner that costs nothing",
+            f"{server[0]:.0f} MiB, then {server[-1]:.0f} MiB",
+        )
+
+
+def _catalog_million(result: Result) -> Iterable[Row]:
+    measured = f"{result['rows']:,} captions in {_DATABASES[result['database']]}"
+    searches = {name: each for name, each in result["search_ms"].items() if each}
+    named = {"to_100": "up to 100 hits", "to_10000": "up to 10,000", "more": "more"}
+    yield Row(
+        "How long does a search take in a large catalog?",
+        f"{measured}: all hits counted, the first 20 shown",
+        "; ".join(
+            f"{named[name]} {each['p50']:,.0f} ms (one of twenty {each['p95']:,.0f} ms)"
+            for name, each in searches.items()
+        ),
+    )
+    yield Row(
+        "How long does a run take that finds nothing to do?",
+        f"{measured}: the plan, without listing the files",
+        f"{result['plan_s']:.1f} s",
+    )
+
+
+def _readers(result: Result) -> Iterable[Row]:
+    waits = {name: f"{each['p99']:,.0f} ms" for name, each in result["wait_ms"].items()}
+    yield Row(
+        "Does a run keep those waiting who search?",
+        f"{result['rows']:,} captions in {_DATABASES[result['database']]}, {result['readers']} readers",
+        f"one search of a hundred takes {waits['run']} beside a run, {waits['work']} beside other work",
     )
 
 
@@ -258,7 +303,10 @@ ROWS: dict[str, Callable[[Result], Iterable[Row]]] = {
     "startup": _startup,
     "serving": _serving,
     "training_step": _training_step,
+    "catalog_million": _catalog_million,
+    "readers": _readers,
 }
+_DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 _RUNTIMES = {"tensorflow": "TensorFlow", "openvino": "OpenVINO"}
 
 

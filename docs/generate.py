@@ -2,20 +2,20 @@
 
 ::
 
-    docs/presets.md    the shapes of `train_model --preset`, and what they come to
-    docs/training.md   its table of options, between two comments; all else in it is written by hand
-    docs/captions.md   its table of queries, likewise
-    README.md          the table of benchmarks, likewise; from benchmarks/results
+    docs/presets.md        the shapes of `train_model --preset`, and what they come to
+    docs/training.md       its table of options, between two comments; all else in it is written by hand
+    docs/configuration.md  its table of variables, likewise
+    README.md              the table of benchmarks, likewise; from benchmarks/results
 
-tests/test_docs.py fails where a page is not what this makes.
+and the pages of `docs/reference.py`. tests/test_docs.py fails where a page is not what this makes.
 """
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 import typer
 from safetensors import safe_open
@@ -24,8 +24,17 @@ from batchcap.captioner.bundle import DEFAULT_BUNDLE, Bundle
 from batchcap.captioner.bundle_files import WEIGHTS
 from batchcap.captioner.config import Backbone, CaptionerConfig
 from batchcap.captioner.quiet import quiet_stderr
-from batchcap.catalog import named_queries
 from benchmarks.table import benchmarks_table
+from docs.reference import (
+    choices_of,
+    commands_page,
+    cookbook_page,
+    default_of,
+    http_page,
+    parquet_page,
+    tables_page,
+    variables_table,
+)
 from model_training.config import PRESETS
 from model_training.train_model import app, train_model
 
@@ -190,32 +199,14 @@ def options_tables() -> str:
     for option in typer.main.get_command(app).params:
         group = getattr(option, "rich_help_panel", None) or "Other"
         name, text = option.opts[0], (getattr(option, "help", None) or "").replace("|", "\\|")
-        default = _default(option)
-        # Where the default is another option's, the help says so.
-        if found := re.search(r"\s*\[default: (\w+)\]", text):
-            text, default = text.replace(found[0], ""), f"`--{found[1]}`"
-        if choices := _choices(types[str(option.name)]):
+        default = default_of(option)
+        if choices := choices_of(types[str(option.name)]):
             text += " " + ", ".join(f"`{choice}`" for choice in choices)
         groups.setdefault(group, []).append(f"| `{name}` | {default} | {text} |\n")
     return "\n".join(
         f"**{group}**\n\n| option | default | |\n|---|---|---|\n{''.join(rows)}"
         for group, rows in groups.items()
     )
-
-
-def _choices(hint: Any) -> list[str]:
-    """What a type admits, if it is a Literal, or one or None."""
-    if get_origin(hint) is Literal:
-        return [str(value) for value in get_args(hint)]
-    return [choice for part in get_args(hint) for choice in _choices(part)]
-
-
-def _default(option: Any) -> str:
-    if option.required:
-        return "required"
-    if isinstance(option.default, bool):
-        return "on" if option.default else "off"
-    return "" if option.default is None else f"`{option.default}`"
 
 
 def paste(page: str, name: str, text: str) -> str:
@@ -236,10 +227,9 @@ def training_page(page: str) -> str:
     return paste(page, "options", options_tables())
 
 
-def captions_page(page: str) -> str:
-    """docs/captions.md with its table of queries renewed."""
-    rows = (f"| `{name}` | {query.description} |\n" for name, query in named_queries().items())
-    return paste(page, "cookbook", "| name | answers |\n|---|---|\n" + "".join(rows))
+def configuration_page(page: str) -> str:
+    """docs/configuration.md with its table of variables renewed."""
+    return paste(page, "variables", variables_table())
 
 
 def readme_page(page: str) -> str:
@@ -247,15 +237,27 @@ def readme_page(page: str) -> str:
     return paste(page, "benchmarks", benchmarks_table())
 
 
+# Pages of which all is made, and pages of which a part is.
+MADE: dict[str, Callable[[], str]] = {
+    "presets.md": presets_page,
+    "commands.md": commands_page,
+    "http.md": http_page,
+    "parquet.md": parquet_page,
+    "tables.md": tables_page,
+    "cookbook.md": cookbook_page,
+}
+RENEWED: dict[Path, Callable[[str], str]] = {
+    DOCS / "training.md": training_page,
+    DOCS / "configuration.md": configuration_page,
+    README: readme_page,
+}
+
+
 def main() -> None:
     """Writes the pages."""
-    (DOCS / "presets.md").write_text(presets_page(), encoding="utf-8")
-    renewed = {
-        DOCS / "training.md": training_page,
-        DOCS / "captions.md": captions_page,
-        README: readme_page,
-    }
-    for path, renew in renewed.items():
+    for name, make in MADE.items():
+        (DOCS / name).write_text(make(), encoding="utf-8")
+    for path, renew in RENEWED.items():
         path.write_text(renew(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 

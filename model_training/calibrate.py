@@ -346,7 +346,9 @@ def main(
     captions: Annotated[Path, typer.Option(help="File of captions.")],
     format: Annotated[Format, typer.Option(help="Of the captions.")] = "auto",
     split: Annotated[Path | None, typer.Option(help="Names of the images to calibrate on.")] = None,
-    subset: Annotated[Subset | None, typer.Option(help="Of the captions' own split.  [default: val]")] = None,
+    subset: Annotated[
+        Subset | None, typer.Option(help="Of the captions' own split.", show_default="val")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the halves to fit and to measure on.")] = 0,
     limit: Annotated[int, typer.Option(help="Images; 0 for all.", min=0)] = 0,
 ) -> None:

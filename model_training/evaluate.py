@@ -91,7 +91,9 @@ def main(
     ] = None,
     subset: Annotated[
         Subset | None,
-        typer.Option(help="Or the part of the captions' own split. (default: val)", rich_help_panel=_INPUT),
+        typer.Option(
+            help="Or the part of the captions' own split.", show_default="val", rich_help_panel=_INPUT
+        ),
     ] = None,
     limit: Annotated[
         int,
@@ -100,7 +102,9 @@ def main(
     num_beams: Annotated[
         list[int] | None,
         typer.Option(
-            help="Beams of the search for a caption; give it again to compare. (default: the model's)", min=1
+            help="Beams of the search for a caption; give it again to compare.",
+            show_default="the model's",
+            min=1,
         ),
     ] = None,
     retrieval: Annotated[

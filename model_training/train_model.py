@@ -93,7 +93,7 @@ def train_model(
     enc_layers: Annotated[int, _option("enc_layers", "Encoder blocks.", _NETWORK, min=1)] = 1,
     dec_layers: Annotated[int, _option("dec_layers", "Decoder blocks.", _NETWORK, min=1)] = 1,
     key_dim: Annotated[
-        int | None, _option("key_dim", "Width of a head.  [default: embed_dim]", _NETWORK, min=1)
+        int | None, _option("key_dim", "Width of a head.", _NETWORK, min=1, show_default="--embed_dim")
     ] = None,
     scale_embeddings: Annotated[
         bool, _switch("scale_embeddings", "Token embeddings times sqrt(embed_dim).", _NETWORK)

@@ -23,13 +23,15 @@ class Costless:
 
     Args:
         name: of the model, and the first word of its captions.
-        dies_once: a path; the first worker that captions makes a file there and dies of SIGKILL.
+        deaths: a file to which a worker adds its process id, in a line, before it dies of SIGKILL.
+        dies: how many of them do so instead of captioning, if there is such a file.
         fails: whether it raises instead of captioning.
         loads_tensorflow: whether its workers do, as those of a network.
     """
 
     name: str = "costless"
-    dies_once: Path | None = None
+    deaths: Path | None = None
+    dies: int = 1
     fails: bool = False
     loads_tensorflow: bool = False
 
@@ -54,9 +56,12 @@ class Costless:
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
         if self.fails:
             raise ValueError("the captioner is\nout of words")
-        if self.dies_once is not None and not self.dies_once.exists():
-            self.dies_once.write_text(str(os.getpid()))
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.deaths is not None:
+            with self.deaths.open("a+") as deaths:
+                deaths.seek(0)
+                if len(deaths.readlines()) < self.dies:
+                    print(os.getpid(), file=deaths, flush=True)
+                    os.kill(os.getpid(), signal.SIGKILL)
         return [self.caption_one(image) for image in images]
 
     def caption_one(self, pixels: np.ndarray) -> Caption:

@@ -30,7 +30,7 @@ IN_PROCESS = {
     "original_way": "--photos PHOTOS --limit 4 --original-images 3 --model MODEL",
     "decoder": "--batch-size 2 --uncached-batch-size 1 --num-beams 2 --beams-batch-size 2 --tokens 3"
     " --vocabulary-size 50 --embed-dim 16",
-    "serving": "--photos PHOTOS --limit 8 --clients 4 --model MODEL",
+    "serving": "--photos PHOTOS --limit 8 --clients 4 --model MODEL --seconds 1 --requests 20",
     "training_step": "--data PHOTOS --captions CAPTIONS --images 8 --batch-size 10 --original-steps 1"
     " --vocabulary-size 100 --embed-dim 64 --dec-layers 1",
 }
@@ -148,7 +148,15 @@ def test_serving(found: dict[str, Result]) -> None:
     assert (result["images"], result["clients"], result["num_beams"]) == (8, 4, 1)
     (captioner,), (served,) = (result["images_per_s"][name] for name in ("captioner", "served"))
     assert result["served_to_captioner"] == pytest.approx(served / captioner, rel=0.1)
-    assert all(0 < wait["median"] <= wait["p95"] for wait in result["wait_ms"].values())
+    assert all(0 < wait["median"] <= wait["p95"] <= wait["p99"] for wait in result["wait_ms"].values())
+    assert (result["answers"].keys(), result["errors"]) == ({"200"}, 0)
+    overload = result["overload"]
+    assert overload["survived"]
+    assert overload["answers"].keys() == {"200", "429"}
+    memory = result["memory"]
+    assert memory["answers"] == {"200": 22}
+    assert all(len(rss) == 11 and min(rss) > 0 for rss in memory["rss_mib"].values())
+    assert memory["slope_bytes_per_request"].keys() == memory["rss_mib"].keys()
 
 
 def test_the_table_has_a_row_for_every_question(found: dict[str, Result], tmp_path: Path) -> None:
@@ -168,7 +176,7 @@ def test_the_table_has_a_row_for_every_question(found: dict[str, Result], tmp_pa
     head, rule, *rows, blank, others = benchmarks_table(tmp_path).splitlines()
     assert {line.count("|") for line in (head, rule, *rows)} == {5}
     assert all(f"`{index['commit']}`" in row for row in rows)
-    assert len(rows) == 3 + 4 + 1 + 1 + 2 + 2 + 1
+    assert len(rows) == 3 + 4 + 1 + 1 + 2 + 4 + 1
     assert "| captioning 75%, loading 25% |" in rows[5]
     assert "| 1.50 times TensorFlow's rate, greedy |" in rows[6]
     # What nobody wrote a row for is not passed over in silence.
@@ -210,9 +218,29 @@ def test_rows_of_what_other_tests_run(tmp_path: Path) -> None:
             "benchmark": "startup",
             "median_s": {"first_commit": 14.25, "few_files": 9.5, "nothing_to_do": 0.7},
         },
+        {
+            "benchmark": "catalog_million",
+            "database": "postgresql",
+            "rows": 1_000_000,
+            "search_ms": {
+                "to_100": {"p50": 2.2, "p95": 9.6},
+                "to_10000": {},
+                "more": {"p50": 220, "p95": 1234},
+            },
+            "plan_s": 12.34,
+        },
+        {
+            "benchmark": "readers",
+            "database": "sqlite",
+            "rows": 1000,
+            "readers": 4,
+            "wait_ms": {"alone": {"p99": 10}, "work": {"p99": 12.4}, "run": {"p99": 13.6}},
+        },
     ):
         (tmp_path / f"{result['benchmark']}.json").write_text(json.dumps({**result, **common.provenance()}))
-    _, _, others, scaling, memory_row, startup = benchmarks_table(tmp_path).splitlines()
+    _, _, others, scaling, memory_row, startup, search, plan, readers = benchmarks_table(
+        tmp_path
+    ).splitlines()
     assert (
         "| 100 times BLIP-base (0.8 images/s), 40 times GIT-base (2.0 images/s), 32 times ViT-GPT2" in others
     )
@@ -222,6 +250,10 @@ def test_rows_of_what_other_tests_run(tmp_path: Path) -> None:
     assert (
         "| 14.2 s on Ray; 9.5 s to the end of a run of 128 files, which does without; 0.7 s where" in startup
     )
+    assert "1,000,000 captions in PostgreSQL" in search
+    assert "| up to 100 hits 2 ms (one of twenty 10 ms); more 220 ms (one of twenty 1,234 ms) |" in search
+    assert "| 12.3 s |" in plan
+    assert "| one search of a hundred takes 14 ms beside a run, 12 ms beside other work |" in readers
     skipped = {"benchmark": "other_captioners", "skipped": "torch not installed"}
     (tmp_path / "other_captioners.json").write_text(json.dumps(skipped))
     assert "BLIP" not in benchmarks_table(tmp_path)

@@ -9,15 +9,10 @@ import pytest
 import typer
 from PIL import Image
 
-from docs.generate import (
-    README,
-    captions_page,
-    options_tables,
-    paste,
-    presets_page,
-    readme_page,
-    training_page,
-)
+from batchcap.cli import app as batchcap
+from docs.generate import MADE, RENEWED, options_tables, paste
+from docs.hooks import FRONT, outside_code, targets
+from model_training import calibrate, compare, evaluate, pretrained
 from model_training.train_model import app
 from tests.conftest import COLOURS
 from tests.meteor_tables import write_package
@@ -39,23 +34,23 @@ def commands_in(text: str) -> tuple[list[str], list[str]]:
     return run, shown
 
 
-def test_the_presets_page_is_what_the_code_makes() -> None:
-    page = (DOCS / "presets.md").read_text(encoding="utf-8")
-    assert page == presets_page(), "run `python docs/generate.py`"
+@pytest.mark.parametrize("name", MADE)
+def test_a_page_is_what_the_code_makes(name: str) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == MADE[name](), "run `python docs/generate.py`"
 
 
-def test_the_options_of_the_training_page_are_those_of_the_command() -> None:
-    assert training_page(TRAINING) == TRAINING, "run `python docs/generate.py`"
+@pytest.mark.parametrize("path", RENEWED, ids=lambda path: path.name)
+def test_a_table_in_a_page_is_what_the_code_makes(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert RENEWED[path](page) == page, "run `python docs/generate.py`"
 
 
-def test_the_table_of_queries_is_the_cookbook() -> None:
-    page = (DOCS / "captions.md").read_text(encoding="utf-8")
-    assert captions_page(page) == page, "run `python docs/generate.py`"
-
-
-def test_the_table_of_benchmarks_is_of_their_results() -> None:
-    page = README.read_text(encoding="utf-8")
-    assert readme_page(page) == page, "run `python docs/generate.py`"
+def test_every_variable_that_the_code_reads_is_on_its_page() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "batchcap").rglob("*.py"))
+    found = set(re.findall(r"\bBATCHCAP_[A-Z]+", code))
+    assert len(found) >= 4
+    page = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in found)
 
 
 def test_every_option_is_in_the_table_once() -> None:
@@ -80,10 +75,79 @@ def test_a_page_without_one_place_for_a_table_is_refused(count: int) -> None:
         paste("# Training\n" + place * count, "options", "new")
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+PAGES = [ROOT / FRONT, ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Those of a page's headings, as GitHub makes them."""
+    found: list[str] = []
+    # Of code nothing is a heading; a heading may have some.
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+        found.append(re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-"))
+    return {name if index == 0 else f"{name}-{index}" for name in found for index in range(found.count(name))}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+    """In the repository; tests/test_site.py follows those of the site."""
+    for target in targets(page):
+        assert (ROOT / target).is_file(), target
+    links: list[tuple[str, str]] = []
+    outside_code(
+        page.read_text(encoding="utf-8"),
+        lambda text: links.extend(re.findall(r"\]\((?!\w+:)([^)#]*)#([^)]+)\)", text)) or text,
+    )
+    for target, anchor in links:
+        assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
+
+
+def programs() -> dict[str, set[str]]:
+    """The options of everything that a page may show, by how it is called."""
+    found = {
+        f"batchcap {name}": command
+        for name, command in typer.main.get_command(batchcap).commands.items()  # type: ignore[attr-defined]
+    }
+    found["train_model"] = typer.main.get_command(app)
+    for module in (evaluate, calibrate, compare, pretrained):
+        program = typer.Typer()
+        program.command()(module.main)
+        found[f"python -m {module.__name__}"] = typer.main.get_command(program)
+    options = {
+        name: {each for option in command.params for each in (*option.opts, *option.secondary_opts)}
+        for name, command in found.items()
+    }
+    # It takes those of `index` as well.
+    options["batchcap submit"] |= options["batchcap index"]
+    return {name: known | {"--help"} for name, known in options.items()}
+
+
+SHOWN = re.compile(r"(?:^|[\s=/])(batchcap [a-z]+|train_model|python -m model_training\.\w+) (.*)")
+
+
+def test_every_command_that_is_shown_is_one_that_there_is() -> None:
+    """Whether it is run by a test or not, in whatever block, or in the middle of a sentence."""
+    known = programs()
+    count = 0
+    for page in PAGES:
+        if page.name == "commands.md":
+            continue
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        lines += re.findall(r"`([^`\n]+)`", text)
+        for line in lines:
+            # Behind a time of cron, or a program's folder; before a comment, or where it goes on.
+            found = SHOWN.search(line)
+            # `batchcap on a cluster` is none.
+            if found is None or (found[1] not in known and "--" not in line):
+                continue
+            assert found[1] in known, f"{page.name}: {line}"
+            words = re.findall(r"(?<=\s)--[a-z][\w-]*", f" {found[2].partition(' # ')[0]}")
+            assert set(words) <= known[found[1]], f"{page.name}: {line}"
+            count += 1
+    assert count > 80
 
 
 @pytest.fixture(scope="module")

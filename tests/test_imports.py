@@ -26,7 +26,7 @@ _STAGES = _MIDDLE | {"batchcap.run_options", "batchcap.run_report", "batchcap.st
 _RUNS = _STAGES | {
     *("batchcap.pipeline", "batchcap.preview", "batchcap.observers", "batchcap.report", "batchcap.submit"),
     *("batchcap.verify", "batchcap.rebuild", "batchcap.thumbnails", "batchcap.contact_sheet"),
-    *("batchcap.exchange", "batchcap.forgetting"),
+    *("batchcap.exchange", "batchcap.forgetting", "batchcap.sampling"),
 }
 MAY_IMPORT = {
     "batchcap": _RUNS,  # its public names, and these lazily: see below
@@ -54,7 +54,8 @@ MAY_IMPORT = {
     | {"batchcap.in_process", "batchcap.ray_background", "batchcap.ray_cluster", "batchcap.ray_runtime"},
     "batchcap.verify": _MIDDLE | {"batchcap.publishing"},
     "batchcap.rebuild": _MIDDLE | {"batchcap.verify"},
-    "batchcap.preview": _STAGES,
+    "batchcap.sampling": _STAGES | {"batchcap.contact_sheet", "batchcap.in_process"},
+    "batchcap.preview": _STAGES | {"batchcap.sampling"},
     "batchcap.observers": _STAGES,
     "batchcap.thumbnails": _MIDDLE,
     "batchcap.contact_sheet": _MIDDLE | {"batchcap.publishing", "batchcap.thumbnails"},
@@ -63,8 +64,11 @@ MAY_IMPORT = {
     "batchcap.report": _STAGES | {"batchcap.observers", "batchcap.thumbnails"},
     "batchcap.submit": _CORE,
     "batchcap.console": _RUNS,
-    "batchcap.cli": _RUNS | {"batchcap.console", "batchcap.serving"},
+    "batchcap.cli": _RUNS | {"batchcap.console", "batchcap.serving", "batchcap.serving.on_ray"},
     "batchcap.serving": _CORE | _LOADING | {"batchcap.catalog", "batchcap.storage"},
+    "batchcap.serving.on_ray": _CORE
+    | {"batchcap.balance", "batchcap.catalog", "batchcap.serving"}
+    | {"batchcap.model_copies", "batchcap.ray_start"},
     "batchcap.__main__": {"batchcap.cli"},
     "model_training": _CORE | {"model_training.retrieval"},
     "model_training.retrieval": _CORE | {"model_training", "batchcap.catalog"},
@@ -95,7 +99,7 @@ ONLY = {
     "psycopg": ("batchcap.catalog.postgresql", "batchcap.catalog.postgresql_query"),
     "ray": (
         *("batchcap.model_copies", "batchcap.ray_start", "batchcap.ray_cluster", "batchcap.ray_runtime"),
-        *("batchcap.submit", "jobs"),
+        *("batchcap.serving.on_ray", "batchcap.submit", "jobs"),
     ),
     "prometheus_client": ("batchcap.observers", "batchcap.serving"),
     "pydantic": ("batchcap.serving",),

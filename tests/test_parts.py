@@ -343,13 +343,57 @@ def test_an_empty_store_has_no_rows(store: parts.Store) -> None:
     assert parts.read_parts(store).schema.equals(parts.PART_SCHEMA)
 
 
-def test_duckdb_reads_it_without_batchcap(catalog: Catalog, store: parts.Store, run: Run) -> None:
-    duckdb = pytest.importorskip("duckdb")
-    run.commit([dataclasses.replace(captioned(number), text="a dog") for number in range(3)])
-    parts.seal(catalog, store, run)
-    with duckdb.connect() as connection:
-        query = f"SELECT count(*), min(caption) FROM '{store.captions}/*.parquet'"
-        assert connection.sql(query).fetchall() == [(3, "a dog")]
+# What other programs make of the kinds of columns: text, whole numbers of 32 and 64 bits, numbers, times of a
+# camera (local) and in UTC. Any of the pieces will do, for names change with their versions.
+KINDS = {
+    "duckdb": ("VARCHAR", "INTEGER", "BIGINT", "DOUBLE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"),
+    "pandas": ("str|object", "int32", "int64", "float64", "datetime64[us]", "datetime64[us, UTC]"),
+    "polars": ("String", "Int32", "Int64", "Float64", "Datetime(us)", "Datetime(us, UTC)"),
+    "pyarrow": ("string", "int32", "int64", "double", "timestamp[us]", "timestamp[us, tz=UTC]"),
+}
+OF_COLUMNS = ("caption", "width", "size_bytes", "confidence", "taken_at", "captioned_at")
+
+
+def read_by(program: str, folder: Path) -> tuple[dict[str, str], list[tuple[object, ...]]]:
+    """The types of the columns, and a few of each row, as another program reads the parts."""
+    module = pytest.importorskip(program)
+    some = ["uri", "caption", "width", "confidence", "taken_at"]
+    if program == "duckdb":
+        with module.connect() as connection:
+            table = connection.sql(f"SELECT * FROM '{folder}/*.parquet' ORDER BY uri")
+            return dict(zip(table.columns, map(str, table.types), strict=True)), table.select(
+                *some
+            ).fetchall()
+    if program == "polars":
+        frame = module.read_parquet(f"{folder}/*.parquet").sort("uri")
+        types = {
+            name: str(kind).replace("time_unit=", "").replace("time_zone=", "").replace("'", "")
+            for name, kind in frame.schema.items()
+        }
+        return {name: kind.replace(", None", "") for name, kind in types.items()}, frame.select(some).rows()
+    if program == "pandas":
+        frame = module.read_parquet(folder).sort_values("uri")
+        rows = frame[some].astype(object).where(frame[some].notna(), None)
+        return dict(frame.dtypes.astype(str)), list(rows.itertuples(index=False, name=None))
+    table = pq.read_table(folder).sort_by("uri")
+    types = {field.name: str(field.type) for field in table.schema}
+    return types, [tuple(row.values()) for row in table.select(some).to_pylist()]
+
+
+@pytest.mark.parametrize("program", KINDS)
+def test_other_programs_read_parts_with_their_types(
+    program: str, catalog: Catalog, store: parts.Store, run: Run
+) -> None:
+    for number in range(4):
+        run.commit([captioned(number)])
+        if number % 2:
+            parts.seal(catalog, store, run)
+    types, rows = read_by(program, store.captions)
+    assert list(types) == parts.PART_SCHEMA.names
+    for column, kinds in zip(OF_COLUMNS, KINDS[program], strict=True):
+        assert types[column] in kinds.split("|"), column
+    expected = [captioned(number) for number in range(4)]
+    assert rows == [(row.uri, row.text, row.width, row.confidence, row.taken_at) for row in expected]
 
 
 FIRST_VERSION = parts.PART_SCHEMA.names[:-3]

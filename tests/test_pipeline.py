@@ -27,6 +27,7 @@ from batchcap.pipeline import _Breaker, index_collection
 from batchcap.rebuild import rebuild_catalog
 from batchcap.run_options import IndexOptions
 from batchcap.run_report import Progress, RunReport
+from batchcap.storage import content_hash
 from batchcap.verify import verify_store
 from tests.conftest import make_photo
 from tests.costless import Costless
@@ -426,3 +427,30 @@ def test_copies_are_sealed_as_they_come(tmp_path: Path, monkeypatch: pytest.Monk
         report = collection.index(wave_size=3)
         assert (report.captioned, report.known) == (0, 9)
         assert catalog.status().parts == {"done": 4}
+
+
+def test_equal_sizes_are_looked_into_while_there_are_copies(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all files have one size, they must not all be read twice."""
+    hashed = []
+
+    def note_and_hash(uri: str, max_bytes: int) -> str | None:
+        hashed.append(uri)
+        return content_hash(uri, max_bytes)
+
+    monkeypatch.setattr("batchcap.pipeline.content_hash", note_and_hash)
+    monkeypatch.setattr("batchcap.pipeline._CHUNK", 2)
+    monkeypatch.setattr("batchcap.pipeline._MISS_FREELY", 3)
+    os.truncate(collection.photos / "0.png", 100_000)
+    collection.index()
+    assert not hashed
+    for number in range(10, 20):
+        path = make_photo(collection.photos / f"{number}.png", number)
+        os.truncate(path, 100_000)
+    shutil.copy(collection.photos / "0.png", collection.photos / "99.png")
+    report = collection.index()
+    # The copy comes too late; it costs a caption and is right all the same.
+    assert [Path(uri).name for uri in hashed] == ["10.png", "11.png", "12.png", "13.png"]
+    assert (report.captioned, report.known) == (11, 0)
+    assert collection.captions()["99.png"] == collection.captions()["0.png"]

@@ -114,14 +114,23 @@ def test_settings_of_the_process_are_left_alone(photos: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_killed_worker_loses_nothing(photos: Path, tmp_path: Path) -> None:
+def test_killed_workers_lose_nothing(photos: Path, tmp_path: Path) -> None:
+    """Three in a row: more than Ray itself starts again for one block."""
     files = table_of(*sorted(photos.iterdir()))
-    died = tmp_path / "died"
-    batches = list(caption_files(files, Costless(dies_once=died), Costless().fingerprint(), IndexOptions()))
-    assert died.exists()
+    captioner = Costless(deaths=tmp_path / "deaths", dies=3)
+    batches = list(caption_files(files, captioner, captioner.fingerprint(), IndexOptions(batch_size=64)))
+    assert len((tmp_path / "deaths").read_text().splitlines()) == 3
     rows = [row for batch in batches for row in batch.to_pylist()]
     assert sorted(row["uri"] for row in rows) == files["uri"].to_pylist()
     assert all(row["text"] for row in rows)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_files_that_kill_every_worker_stop_the_run(photos: Path, tmp_path: Path) -> None:
+    captioner = Costless(deaths=tmp_path / "deaths", dies=1000)
+    with pytest.raises(PipelineError, match=r"captioning stopped: .*; run again to go on from here"):
+        list(caption_files(table_of(photos / "000.jpg"), captioner, captioner.fingerprint(), IndexOptions()))
+    assert 4 <= len((tmp_path / "deaths").read_text().splitlines()) <= 8
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -140,14 +149,16 @@ def test_a_failing_captioner_stops_the_run_with_one_line(photos: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.usefixtures("local_ray")
 def test_no_worker_outlives_its_run(photos: Path, tmp_path: Path) -> None:
-    paths = [tmp_path / f"{number}.jpg" for number in range(200)]
+    # So many that they are still being loaded when the first are captioned.
+    paths = [tmp_path / f"{number}.jpg" for number in range(2000)]
     for path in paths:
         path.hardlink_to(photos / "000.jpg")
-    before = set(descendants(os.getpid()))
+    # Not by their process ids: a worker may be a process that was there before, and had nothing to do.
+    before = {pid for pid in descendants(os.getpid()) if "MapBatches" in title(pid)}
     batches = caption_files(table_of(*paths), Costless(), Costless().fingerprint(), IndexOptions())
     next(batches)
-    started = set(descendants(os.getpid())) - before
-    workers = {pid: title(pid) for pid in started if "MapBatches" in title(pid)}
+    running = {pid: title(pid) for pid in set(descendants(os.getpid())) - before}
+    workers = {pid: name for pid, name in running.items() if "MapBatches" in name}
     assert len(workers) >= 2
     batches.close()
     assert not {title for pid, title in workers.items() if not ends(pid, within_s=30)}

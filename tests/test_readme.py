@@ -1,4 +1,4 @@
-"""The README: every command in it runs, and what it shows is what comes out."""
+"""The README and the tutorial: every command in them runs, and what they show is what comes out."""
 
 import re
 import shlex
@@ -13,15 +13,16 @@ from examples.demo import PHOTOS, find_photos
 from tests.conftest import DataSet
 from tests.meteor_tables import write_package
 from tests.run_commands import run_commands
+from tests.test_docs import commands_in
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 
 
-def commands() -> list[str]:
-    """The commands of the README's shell blocks, in their order."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+def commands(page: str = README) -> list[str]:
+    """The commands of a page's shell blocks, in their order."""
+    return [line for line in commands_in(page)[0] if line.strip()]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory, data_set: DataSet) -> Path:
 
 @pytest.fixture(scope="module")
 def printed(reader: Path) -> dict[str, str]:
-    """What every command prints, in the order of the README, but for those of make."""
-    wanted = [command for command in commands() if shlex.split(command)[0] != "make"]
-    return run_commands(wanted, reader, BATCHCAP_STORE=str(reader / "store"))
+    """What every command prints, but for those of make: the tutorial's in their order, then the README's."""
+    wanted = [command for page in (TUTORIAL, README) for command in commands(page)]
+    # What both say is run once.
+    unique = [command for command in dict.fromkeys(wanted) if shlex.split(command)[0] != "make"]
+    return run_commands(unique, reader, BATCHCAP_STORE=str(reader / "store"))
 
 
 def test_the_first_two_commands_are_demo_and_test() -> None:
@@ -54,10 +57,18 @@ def test_ci_runs_what_make_is_told() -> None:
     assert "make check" in ci and "make demo" in ci
 
 
-def test_every_other_command_runs(printed: dict[str, str]) -> None:
-    assert len(printed) == 15
+def test_every_other_command_runs(printed: dict[str, str], reader: Path) -> None:
+    assert len(printed) == 26
+    assert printed["batchcap search cat"].count("chelsea.png") == 1
+    assert (reader / "found.html").exists() and (reader / "photos" / "chelsea.png.xmp").exists()
     caption = next(text for command, text in printed.items() if command.startswith("batchcap caption"))
     assert caption.startswith("photos/chelsea.png\t")
+
+
+def test_what_the_tutorial_shows_is_what_is_found(printed: dict[str, str]) -> None:
+    shown = re.findall(r"^/home/me/photos/(\S+) +(.*)$", TUTORIAL, re.MULTILINE)
+    found = [line.split("\t") for line in printed["batchcap search dog"].splitlines() if "\t" in line]
+    assert shown == [(Path(uri).name, caption) for uri, caption in found]
 
 
 def test_the_captions_it_shows_are_those_of_the_model_that_ships(
@@ -73,8 +84,3 @@ def test_the_captions_it_shows_are_those_of_the_model_that_ships(
     assert captions.keys() == set(PHOTOS)
     for name, caption in captions.items():
         assert re.search(rf"{re.escape(name)}.*{re.escape(caption)}", README), f"{name}: {caption}"
-
-
-def test_the_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target

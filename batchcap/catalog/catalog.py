@@ -12,7 +12,7 @@ from batchcap.catalog.editing import EditOutcome, caption_image, least_certain, 
 from batchcap.catalog.findings import Finding
 from batchcap.catalog.forgetting import forget
 from batchcap.catalog.gallery import Gallery
-from batchcap.catalog.live import LiveCaption, all_texts, files_named, live_captions
+from batchcap.catalog.live import LiveCaption, all_texts, captions_of, files_named, live_captions
 from batchcap.catalog.migration import make_current, require_current
 from batchcap.catalog.missing import MissingFiles
 from batchcap.catalog.plan import plan_waves
@@ -251,6 +251,10 @@ class Catalog:
     def live_captions(self, where: CaptionFilter | None = None) -> Iterator[list[LiveCaption]]:
         """The captions that are shown, in batches, sorted by uri; not those of files that have vanished."""
         return live_captions(self._database, where or CaptionFilter())
+
+    def captions_of(self, uris: Sequence[str]) -> dict[str, LiveCaption]:
+        """The captions that are shown of some files, by uri; not of those that have vanished."""
+        return captions_of(self._database, uris)
 
     def all_texts(self, contents: Collection[str]) -> dict[str, set[str]]:
         """Whatever was said of images, by models and people, now or earlier; by content."""

@@ -4,9 +4,9 @@ Nobody else knows which database it is: whatever one does otherwise than the oth
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -112,6 +112,19 @@ class Database(ABC):
     @abstractmethod
     def insert(self, table: "type[Base]") -> "Insert":
         """An INSERT that knows ON CONFLICT."""
+
+    def insert_rows(
+        self, connection: Connection, insert: "Insert", rows: Sequence[Mapping[str, Any]], *, key: str
+    ) -> None:
+        """Inserts rows, as if one after the other.
+
+        Args:
+            connection: in a write transaction.
+            insert: of `Database.insert`, without values.
+            rows: values by column, of the same columns all.
+            key: the column by which two of the rows may meet in ON CONFLICT.
+        """
+        connection.execute(insert, rows)
 
     @abstractmethod
     def query(self, sql: str, *, limit: int | None, timeout_s: float) -> QueryResult:

@@ -34,6 +34,8 @@ class FullText:
 
     Args:
         syntax: of the expression.
+        index: the index by itself: the table of captions where it is a column of that.
+        caption_id: of a caption that it has found.
         captions: the captions, joined with the index if it is a table of its own.
         matches: the condition that one of `captions` answers the expression.
         lacks: the condition that one of the table of captions doesn't.
@@ -41,6 +43,8 @@ class FullText:
     """
 
     syntax: Syntax
+    index: FromClause
+    caption_id: ColumnElement[int]
     captions: FromClause
     matches: ColumnElement[bool]
     lacks: ColumnElement[bool]

@@ -25,7 +25,10 @@ def insert_images(
     """
     statement = database.insert(Image)
     new = statement.excluded
-    connection.execute(
+    # Copies say the same, mostly.
+    distinct = dict.fromkeys(tuple(getattr(row, name) for name in _COLUMNS) for row in rows)
+    database.insert_rows(
+        connection,
         statement.on_conflict_do_update(
             index_elements=[Image.content_hash],
             set_={
@@ -38,5 +41,6 @@ def insert_images(
                 and_(Image.latitude.is_(None), new.latitude.is_not(None)),
             ),
         ),
-        [{name: getattr(row, name) for name in _COLUMNS} for row in rows],
+        [dict(zip(_COLUMNS, values, strict=True)) for values in distinct],
+        key="content_hash",
     )

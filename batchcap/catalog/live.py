@@ -1,6 +1,6 @@
 """The live captions, file by file, for whoever takes them elsewhere; and what else was said of an image."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -36,33 +36,34 @@ class LiveCaption(NamedTuple):
     longitude: float | None
 
 
+_LIVE = (
+    select(
+        Location.uri,
+        Caption.text,
+        Caption.confidence,
+        Caption.source,
+        Model.name,
+        Image.width,
+        Image.height,
+        Image.format,
+        Image.size_bytes,
+        Image.taken_at,
+        Caption.created_at,
+        Image.content_hash,
+        Image.camera,
+        Image.latitude,
+        Image.longitude,
+    )
+    .join(Image, Image.content_hash == Location.content_hash)
+    .join(Caption, Caption.id == Image.caption_id)
+    .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
+    .where(Location.vanished_at.is_(None))
+)
+
+
 def live_captions(database: Database, where: CaptionFilter) -> Iterator[list[LiveCaption]]:
     """The live captions in batches, sorted by uri, with no transaction open in between."""
-    statement = (
-        select(
-            Location.uri,
-            Caption.text,
-            Caption.confidence,
-            Caption.source,
-            Model.name,
-            Image.width,
-            Image.height,
-            Image.format,
-            Image.size_bytes,
-            Image.taken_at,
-            Caption.created_at,
-            Image.content_hash,
-            Image.camera,
-            Image.latitude,
-            Image.longitude,
-        )
-        .join(Image, Image.content_hash == Location.content_hash)
-        .join(Caption, Caption.id == Image.caption_id)
-        .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
-        .where(Location.vanished_at.is_(None), *conditions(where))
-        .order_by(Location.uri)
-        .limit(_BATCH_ROWS)
-    )
+    statement = _LIVE.where(*conditions(where)).order_by(Location.uri).limit(_BATCH_ROWS)
     last = ""
     while True:
         with database.read() as connection:
@@ -73,6 +74,16 @@ def live_captions(database: Database, where: CaptionFilter) -> Iterator[list[Liv
             return
         last = batch[-1].uri
         yield batch
+
+
+def captions_of(database: Database, uris: Sequence[str]) -> dict[str, LiveCaption]:
+    """The live captions of some files, by uri, of those that have one."""
+    found: dict[str, LiveCaption] = {}
+    for start in range(0, len(uris), _CHUNK):
+        with database.read() as connection:
+            rows = connection.execute(_LIVE.where(Location.uri.in_(uris[start : start + _CHUNK])))
+            found.update((row.uri, LiveCaption._make(row)) for row in rows)
+    return found
 
 
 def all_texts(database: Database, contents: Collection[str]) -> dict[str, set[str]]:

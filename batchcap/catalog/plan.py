@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 # Rows of the catalog held at a time; the first page after a jump is small, for the next may be far away.
 _PAGE_ROWS = 8192
 _FIRST_PAGE_ROWS = 64
-# Entries that are looked at together, so that their sizes are looked up in one query.
+# Entries that are looked at together, so that what has their sizes is looked up in one query.
 _CHUNK = 1000
+# Locations with the sizes of a chunk that are looked at one by one. Photographs share their size with a few
+# of ten million others; files of a fixed size, as scans have without compression, share it with all.
+_MOST_OF_A_SIZE = 20_000
 # Files of the first wave at most: a large collection is captioned before it is listed to its end.
 _FIRST_WAVE = 50_000
 # Timeouts and crashes may be the machine's fault: they get this many attempts.
@@ -121,7 +124,7 @@ def plan_waves(
     wave, counted, size = Wave(), False, min(wave_size, _FIRST_WAVE)
     ascending = _ascending(entries)
     while chunk := list(islice(ascending, _CHUNK)):
-        known_sizes: set[int] | None = None
+        likeness: _Likeness | None = None
         for entry in chunk:
             location, poison = locations.find(entry.uri), quarantine.find(entry.uri)
             counted = True
@@ -141,22 +144,24 @@ def plan_waves(
                 continue
             wave.new += not there
             wave.changed += there and not recaptions
-            if known_sizes is None:
-                known_sizes = _known_sizes(database, chunk)
-            if location is None:
-                maybe_known = entry.size_bytes in known_sizes
-            else:
+            if likeness is None:
+                likeness = _find_likeness(database, chunk)
+            if location is not None:
                 # A file that changed, or came back, may hold what is known. One that is to be captioned again
                 # is only hashed where this model's caption of it is known.
-                maybe_known = location.recaptioned or not recaptions
-            (wave.maybe_known if maybe_known else wave.todo).append(entry)
-            if on_todo is not None and not maybe_known:
+                maybe_known, same_size = location.recaptioned or not recaptions, False
+            else:
+                maybe_known = entry.uri in likeness.uris
+                same_size = entry.size_bytes in likeness.sizes
+            where = wave.maybe_known if maybe_known else wave.same_size if same_size else wave.todo
+            where.append(entry)
+            if on_todo is not None and where is wave.todo:
                 on_todo()
-            if len(wave.todo) + len(wave.maybe_known) == size:
+            if len(wave.todo) + len(wave.maybe_known) + len(wave.same_size) == size:
                 yield wave
                 wave, counted, size = Wave(), False, wave_size
                 # The caller has committed since: its images are known now.
-                known_sizes = None
+                likeness = None
     if counted:
         yield wave
 
@@ -178,11 +183,42 @@ def _ascending(entries: "Iterable[FileEntry]") -> "Iterator[FileEntry]":
         yield entry
 
 
-def _known_sizes(database: Database, entries: "Collection[FileEntry]") -> set[int]:
-    """Those of the entries' sizes that some image of the catalog has."""
+class _Likeness(NamedTuple):
+    """What new files have in common with known images.
+
+    `uris`: of files that have the size, and the name or the mtime, that a known one has somewhere.
+    `sizes`: that some image has.
+    """
+
+    uris: set[str]
+    sizes: set[int]
+
+
+def _find_likeness(database: Database, entries: "Collection[FileEntry]") -> _Likeness:
     sizes = {entry.size_bytes for entry in entries}
     with database.read() as connection:
-        return set(connection.scalars(select(Image.size_bytes).where(Image.size_bytes.in_(sizes)).distinct()))
+        rows = connection.execute(
+            select(Image.size_bytes, Location.uri, Location.mtime_ns)
+            .join(Location, Location.content_hash == Image.content_hash)
+            .where(Image.size_bytes.in_(sizes))
+            .limit(_MOST_OF_A_SIZE + 1)
+        ).all()
+        statement = select(Image.size_bytes).where(Image.size_bytes.in_(sizes)).distinct()
+        known = set(connection.scalars(statement))
+    if len(rows) > _MOST_OF_A_SIZE:
+        return _Likeness({entry.uri for entry in entries if entry.size_bytes in known}, known)
+    named = {(size, _name(uri)) for size, uri, _ in rows}
+    timed = {(size, mtime_ns) for size, _, mtime_ns in rows}
+    uris = {
+        entry.uri
+        for entry in entries
+        if (entry.size_bytes, _name(entry.uri)) in named or (entry.size_bytes, entry.mtime_ns) in timed
+    }
+    return _Likeness(uris, known)
+
+
+def _name(uri: str) -> str:
+    return uri.rpartition("/")[2]
 
 
 def _location_page(

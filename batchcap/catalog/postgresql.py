@@ -8,13 +8,26 @@ put aside before a migration: it happens in one transaction, and a server has ba
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from sqlalchemy import URL, Connection, Float, cast, create_engine, func, literal_column, not_, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Float,
+    bindparam,
+    cast,
+    create_engine,
+    func,
+    literal_column,
+    not_,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -25,6 +38,9 @@ from batchcap.catalog.postgresql_query import READER, PostgresQuery
 from batchcap.catalog.query import QueryResult
 from batchcap.catalog.tables import Base, Caption
 from batchcap.errors import CatalogBusyError, CatalogDamagedError, CatalogError, CatalogUnavailableError
+
+if TYPE_CHECKING:
+    from batchcap.catalog.connection import Insert
 
 CONNECT_TIMEOUT_S = 10
 # The first with columns that are computed of others, as the full-text index is.
@@ -48,6 +64,14 @@ _WORD_LENGTH = 500
 
 _VECTOR: Any = literal_column("caption.search_vector", postgresql.TSVECTOR())
 _QUERY = cast(EXPRESSION, postgresql.TSQUERY())
+
+
+# Who writes names rows by their keys. Plans of prepared statements are kept, and those that were made while a
+# table was small would go on reading it from end to end when it no longer is.
+_BY_INDEX = text(
+    "SELECT set_config(name, 'off', true) "
+    "FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name"
+)
 
 
 def _quoted(word: str) -> str:
@@ -79,6 +103,8 @@ class PostgresDatabase(Database):
     driver_error = psycopg.Error
     full_text = FullText(
         syntax=_TSQUERY,
+        index=Caption.__table__,
+        caption_id=Caption.__table__.c.id,
         captions=Caption.__table__,
         matches=_VECTOR.bool_op("@@")(_QUERY),
         lacks=not_(_VECTOR.bool_op("@@")(_QUERY)),
@@ -114,6 +140,13 @@ class PostgresDatabase(Database):
             # take themselves for the owner, the one that was taken over waits for the other, and sees it.
             writer=engine.execution_options(isolation_level="READ COMMITTED"),
         )
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """See `Database.write`."""
+        with super().write() as connection:
+            connection.execute(_BY_INDEX)
+            yield connection
 
     def catalog_error(self, error: BaseException | None) -> CatalogError | None:
         """See `Database.catalog_error`."""
@@ -164,6 +197,23 @@ class PostgresDatabase(Database):
     def insert(self, table: type[Base]) -> postgresql.Insert:
         """PostgreSQL's INSERT."""
         return postgresql.insert(table)
+
+    def insert_rows(
+        self, connection: Connection, insert: "Insert", rows: Sequence[Mapping[str, Any]], *, key: str
+    ) -> None:
+        """One statement for all rows, which go as an array a column: half the time of one for each.
+
+        ON CONFLICT can't change what the same statement has inserted, so a second row of a key has to wait
+        for the next.
+        """
+        columns = [insert.table.c[name] for name in rows[0]]
+        for turn in _turns(rows, key):
+            arrays = [
+                bindparam(None, [row[column.name] for row in turn], postgresql.ARRAY(column.type))
+                for column in columns
+            ]
+            source = func.unnest(*arrays).table_valued(*(column.name for column in columns)).render_derived()
+            connection.execute(insert.from_select([column.name for column in columns], select(source)))
 
     def query(self, sql: str, *, limit: int | None, timeout_s: float) -> QueryResult:
         """See `Database.query`; on a connection of its own."""
@@ -268,6 +318,18 @@ def _attempt(connection: Connection, *statements: str) -> bool:
             connection.exec_driver_sql(statement)
         return True
     return False
+
+
+def _turns(rows: Sequence[Mapping[str, Any]], key: str) -> list[list[Mapping[str, Any]]]:
+    """The rows in as few lists as no key is twice in, and those of one key in their order."""
+    turns: list[list[Mapping[str, Any]]] = []
+    met: Counter[Any] = Counter()
+    for row in rows:
+        if met[row[key]] == len(turns):
+            turns.append([])
+        turns[met[row[key]]].append(row)
+        met[row[key]] += 1
+    return turns
 
 
 def _label(url: URL) -> str:

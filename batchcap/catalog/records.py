@@ -83,22 +83,25 @@ class Failure:
 class Wave:
     """A bounded piece of the work of a run.
 
-    Every entry of the scan is either in `todo` or `maybe_known`, or counted in `unchanged` or
+    Every entry of the scan is in `todo`, `maybe_known` or `same_size`, or counted in `unchanged` or
     `quarantined`. The other counts look at the same entries from another side.
 
     Args:
         todo: to be captioned.
         maybe_known: to be hashed first: the content may have a caption already.
+        same_size: new, and an image of their size is known, but under another name and of another time. In a
+            small collection they are copies; of ten million photographs nearly each shares its size.
         unchanged: captioned before and the same since.
         quarantined: failed before, the same since, and not to be tried again.
         stale: captioned before, but by another model; with `recaption` they are in `todo` or
             `maybe_known`, otherwise nearly always in `unchanged`.
-        new: in `todo` or `maybe_known`, and the catalog has no such location.
+        new: in one of the three lists, and the catalog has no such location.
         changed: in `todo` or `maybe_known`, and the file or its image's caption is not what it was.
     """
 
     todo: "list[FileEntry]" = field(default_factory=list)
     maybe_known: "list[FileEntry]" = field(default_factory=list)
+    same_size: "list[FileEntry]" = field(default_factory=list)
     unchanged: int = 0
     quarantined: int = 0
     stale: int = 0

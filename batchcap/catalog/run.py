@@ -6,7 +6,7 @@ transaction, and giving it the same again changes nothing, so a run that was kil
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from types import TracebackType
@@ -22,7 +22,6 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal,
     not_,
     select,
     update,
@@ -41,7 +40,7 @@ from batchcap.errors import CatalogError, Reason
 if TYPE_CHECKING:
     from batchcap.collection import FileEntry
 
-# Hashes in one IN (...): below every database's limit of parameters.
+# Values in one IN (...): below every database's limit of parameters.
 _CHUNK = 1000
 _DETAIL_LENGTH = 500
 # These say nothing of what the file holds: it may still be what was captioned.
@@ -231,7 +230,8 @@ class Run:
 
     def _insert_captions(self, connection: Connection, rows: Sequence[Captioned], now: datetime) -> None:
         insert_images(self._database, connection, rows)
-        connection.execute(
+        self._database.insert_rows(
+            connection,
             self._database.insert(Caption).on_conflict_do_nothing(),
             [
                 {
@@ -247,6 +247,7 @@ class Run:
                 }
                 for row in rows
             ],
+            key="content_hash",
         )
 
     def _of_this_model(self) -> Any:
@@ -272,39 +273,46 @@ class Run:
         self, connection: Connection, rows: Sequence[tuple[str, str]], now: datetime, *, own: bool
     ) -> None:
         """Logs (uri, content) with this model's caption (`own`), or else with the live one."""
-        caption = select(
-            bindparam("the_uri", type_=Result.uri.type),
-            Caption.content_hash,
-            Caption.id,
-            literal(self.id),
-            literal(now, Result.created_at.type),
-        ).where(Caption.content_hash == bindparam("content"))
         if own:
-            caption = caption.where(self._of_this_model())
+            captions = select(Caption.content_hash, Caption.id).where(self._of_this_model())
+            content: ColumnElement[str] = Caption.content_hash
         else:
-            caption = caption.join(Image, Image.caption_id == Caption.id).where(
-                Image.content_hash == bindparam("content")
-            )
-        connection.execute(
-            self._database.insert(Result)
-            .from_select(["uri", "content_hash", "caption_id", "run_id", "created_at"], caption)
-            .on_conflict_do_nothing(),
-            [{"the_uri": uri, "content": content} for uri, content in rows],
+            captions = select(Image.content_hash, Image.caption_id).where(Image.caption_id.is_not(None))
+            content = Image.content_hash
+        caption_ids: dict[str, int] = {}
+        for chunk in _chunks(sorted({content_hash for _, content_hash in rows})):
+            for content_hash, caption_id in connection.execute(captions.where(content.in_(chunk))):
+                caption_ids[content_hash] = caption_id
+        self._database.insert_rows(
+            connection,
+            self._database.insert(Result).on_conflict_do_nothing(),
+            [
+                {
+                    "uri": uri,
+                    "content_hash": content_hash,
+                    "caption_id": caption_ids[content_hash],
+                    "run_id": self.id,
+                    "created_at": now,
+                }
+                for uri, content_hash in rows
+            ],
+            key="uri",
         )
 
     def _upsert_locations(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
         statement = self._database.insert(Location)
         columns = ("content_hash", "size_bytes", "mtime_ns", "etag", "vanished_at")
-        connection.execute(
+        self._database.insert_rows(
+            connection,
             statement.on_conflict_do_update(
                 index_elements=[Location.uri], set_={name: statement.excluded[name] for name in columns}
             ),
             rows,
+            key="uri",
         )
 
     def _with_caption(self, connection: Connection, contents: set[str], recaption: bool) -> set[str]:
         """Those of the contents that need no caption."""
-        ordered = sorted(contents)
         found: set[str] = set()
         statement = select(Image.content_hash).join(Caption, Caption.id == Image.caption_id)
         if recaption:
@@ -315,8 +323,7 @@ class Run:
                 .exists()
             )
             statement = statement.where((Caption.source == "human") | of_this_model)
-        for start in range(0, len(ordered), _CHUNK):
-            chunk = ordered[start : start + _CHUNK]
+        for chunk in _chunks(sorted(contents)):
             found.update(connection.scalars(statement.where(Image.content_hash.in_(chunk))))
         return found
 
@@ -409,6 +416,11 @@ def _vanish_overwritten(connection: Connection, failures: Sequence[Failure], now
 
 
 def _leave_quarantine(connection: Connection, uris: Sequence[str]) -> None:
-    connection.execute(
-        delete(Quarantine).where(Quarantine.uri == bindparam("the_uri")), [{"the_uri": uri} for uri in uris]
-    )
+    for chunk in _chunks(uris):
+        connection.execute(delete(Quarantine).where(Quarantine.uri.in_(chunk)))
+
+
+def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Values in portions that fit into one IN (...)."""
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]

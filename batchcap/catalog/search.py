@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, and_, func, literal, select
+from sqlalchemy import ColumnElement, Select, and_, func, literal, select
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.filters import conditions
 from batchcap.catalog.fulltext import Syntax
+from batchcap.catalog.ranking import ranked_page
 from batchcap.catalog.records import CaptionFilter, SearchHit, SearchResult
 from batchcap.catalog.tables import Caption, Image, Location, Model
 from batchcap.catalog.text import Term, highlight, parse_query
@@ -18,46 +19,47 @@ def search(database: Database, query: str, *, limit: int, offset: int, where: Ca
     terms = parse_query(query)
     full_text = database.full_text
     filters = conditions(where)
-    expression = match_expression(terms, full_text.syntax)
-    captions: FromClause = full_text.captions
-    score: ColumnElement[float] = full_text.score.label("score")
-    order: list[ColumnElement[Any]] = [score.desc(), Location.uri.asc()]
-    if expression is not None:
-        filters.append(full_text.matches)
-    elif filters and (terms or not query.strip()):
-        # Filters alone, or with words that must not be there: nothing to rank by.
-        captions, score = Caption.__table__, literal(0.0).label("score")
-        order = [Caption.created_at.desc(), Location.uri.asc()]
-        if terms:
-            expression = unwanted_expression(terms, full_text.syntax)
-            filters.append(full_text.lacks)
-    else:
-        return SearchResult(0, [])
     columns = (
-        Location.uri,
         Caption.text.label("caption"),
         Caption.confidence,
         Caption.source,
         Image.width,
         Image.height,
-        score,
         Model.name.label("model"),
         Image.format,
         Image.taken_at,
         Caption.created_at.label("captioned_at"),
     )
-    page = (
-        _matching(captions, filters, *columns)
-        .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
-        .order_by(*order)
-        .limit(limit)
-        .offset(offset)
-    )
-    parameters = {} if expression is None else {"expression": expression}
-    with database.read() as connection:
-        total = connection.scalars(_matching(captions, filters, func.count()), parameters).one()
-        rows = connection.execute(page, parameters).all()
-    hits = [SearchHit(**row._mapping, spans=highlight(row.caption, terms)) for row in rows]
+    expression = match_expression(terms, full_text.syntax)
+    if expression is not None:
+        ranked = ranked_page(full_text, filters, columns, limit=limit, offset=offset)
+        with database.read() as connection:
+            rows = connection.execute(ranked, {"expression": expression}).all()
+        total = rows[0].total
+        found = [
+            {name: value for name, value in row._mapping.items() if name != "total"}
+            for row in rows
+            if row.uri is not None
+        ]
+    elif filters and (terms or not query.strip()):
+        # Filters alone, or with words that must not be there: nothing to rank by.
+        parameters = {}
+        if terms:
+            filters.append(full_text.lacks)
+            parameters["expression"] = unwanted_expression(terms, full_text.syntax)
+        page = (
+            _matching(filters, Location.uri, literal(0.0).label("score"), *columns)
+            .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
+            .order_by(Caption.created_at.desc(), Location.uri.asc())
+            .limit(limit)
+            .offset(offset)
+        )
+        with database.read() as connection:
+            total = connection.scalars(_matching(filters, func.count()), parameters).one()
+            found = [dict(row._mapping) for row in connection.execute(page, parameters)]
+    else:
+        return SearchResult(0, [])
+    hits = [SearchHit(**hit, spans=highlight(hit["caption"], terms)) for hit in found]
     return SearchResult(total, hits)
 
 
@@ -90,11 +92,11 @@ def _phrase(term: Term, syntax: Syntax) -> str:
     return phrase if term.prefix is None else f"({phrase}{syntax.either}{syntax.beginning(term.prefix)})"
 
 
-def _matching(captions: FromClause, filters: Sequence[ColumnElement[bool]], *columns: Any) -> Select[Any]:
+def _matching(filters: Sequence[ColumnElement[bool]], *columns: Any) -> Select[Any]:
     """Columns of the locations that have not vanished and for whose live caption the filters hold."""
     return (
         select(*columns)
-        .select_from(captions)
+        .select_from(Caption)
         .join(Image, and_(Image.content_hash == Caption.content_hash, Image.caption_id == Caption.id))
         .join(Location, Location.content_hash == Image.content_hash)
         .where(*filters, Location.vanished_at.is_(None))

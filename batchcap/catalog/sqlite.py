@@ -50,6 +50,8 @@ from batchcap.errors import CatalogError
 # Pages that a writer keeps in memory, and those that the log may hold before it is folded into the file.
 _WRITER_CACHE_KIB = 64 * 1024
 _WAL_PAGES = 16 * 1024
+# So much of the file a reader maps into its address space, at most.
+_MAPPED_BYTES = 2**36
 
 # In FTS5 the name of the table is also a hidden column: what MATCH and the ranking function speak of.
 _INDEX = table("caption_fts", column("rowid"))
@@ -77,6 +79,8 @@ class SqliteDatabase(Database):
     driver_error = sqlite3.Error
     full_text = FullText(
         syntax=_FTS5,
+        index=_INDEX,
+        caption_id=_INDEX.c.rowid,
         captions=_INDEX.join(Caption.__table__, Caption.id == _INDEX.c.rowid),
         matches=_INDEX_COLUMN.match(EXPRESSION),
         lacks=Caption.id.not_in(select(_INDEX.c.rowid).where(_INDEX_COLUMN.match(EXPRESSION))),
@@ -124,6 +128,9 @@ class SqliteDatabase(Database):
                     )
             else:
                 connection.execute("PRAGMA query_only = ON")
+                # A search looks its hits up all over the file. Copying each page from the system's cache into
+                # a small one of our own would take as long as all the rest.
+                connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
         except BaseException:
             connection.close()
             raise

@@ -119,7 +119,7 @@ def sql(
     file: Annotated[Path | None, typer.Option(help="Read the statement from a file.")] = None,
     named: Annotated[str | None, typer.Option(help="Run a query that comes with batchcap.")] = None,
     list_named: Annotated[bool, typer.Option("--list", help="List the queries that come with it.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows to show.  [default: all]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to show.", show_default="all")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that the query may take.")] = 60.0,
     store: StoreOption = None,
     catalog: CatalogOption = None,

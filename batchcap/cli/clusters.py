@@ -12,21 +12,24 @@ from batchcap.errors import UsageError
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="Ray cluster to join: auto, or HOST:PORT of its head; this machine must be one of its nodes.  "
-        "[default: Ray starts here]"
+        help="Ray cluster to join: auto, or HOST:PORT of its head; this machine must be one of its nodes.",
+        show_default="Ray starts here",
     ),
 ]
 GpusPerWorkerOption = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="GPUs that each network gets, such as 0.5; 0: CPUs.  [default: 1 where there are any]",
+        help="GPUs that each network gets, such as 0.5; 0: CPUs.",
+        show_default="1 where there are any",
     ),
 ]
 WorkersOption = Annotated[
     str | None,
     typer.Option(
-        metavar="N|MIN:MAX", help="Networks, or the fewest and the most.  [default: as many as have room]"
+        metavar="N|MIN:MAX",
+        help="Networks, or the fewest and the most.",
+        show_default="as many as have room",
     ),
 ]
 MemoryOption = Annotated[
@@ -63,13 +66,13 @@ def compute_options(
     Raises:
         UsageError: one makes no sense.
     """
-    _check_address(address)
+    check_address(address)
     if gpus_per_worker is not None and gpus_per_worker > 1 and gpus_per_worker % 1:
         raise UsageError(f"--gpus-per-worker {gpus_per_worker:g}: a part of a GPU, or a whole number of them")
     return ComputeOptions(
         address,
         gpus_per_worker,
-        None if workers is None else _read_workers(workers),
+        None if workers is None else read_range("--workers", workers),
         None if memory is None else _read_size(memory),
         wait_s,
     )
@@ -96,7 +99,7 @@ def is_sqlite(catalog_url: str) -> bool:
     return catalog_url.partition(":")[0].partition("+")[0] == "sqlite"
 
 
-def _check_address(address: str | None) -> None:
+def check_address(address: str | None) -> None:
     if address is None or address == "auto":
         return
     if address.startswith("ray://"):
@@ -113,11 +116,20 @@ def _check_address(address: str | None) -> None:
         raise UsageError(f"--address {address}: give auto, or HOST:PORT of the cluster's head (often 6379)")
 
 
-def _read_workers(text: str) -> tuple[int, int]:
+def read_range(option: str, text: str) -> tuple[int, int]:
+    """The fewest and the most of something.
+
+    Args:
+        option: that says so.
+        text: what it says: a number, or MIN:MAX.
+
+    Raises:
+        UsageError: it makes no sense.
+    """
     found = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
     fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 0 < fewest <= most:
-        raise UsageError(f"--workers {text}: give a number, or the fewest and the most as 1:16")
+        raise UsageError(f"{option} {text}: give a number, or the fewest and the most as 1:16")
     return fewest, most
 
 

@@ -29,26 +29,29 @@ StoreOption = Annotated[
     str | None,
     typer.Option(
         envvar="BATCHCAP_STORE",
-        help="Folder of catalog and Parquet files.  [default: in your data directory]",
+        help="Folder of catalog and Parquet files.",
+        show_default="in your data directory",
     ),
 ]
 CatalogOption = Annotated[
     str | None,
     typer.Option(
         envvar="BATCHCAP_CATALOG",
-        help="URL of the catalog: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE.  "
-        "[default: sqlite, catalog.db in the store]",
+        help="URL of the catalog: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE.",
+        show_default="sqlite, catalog.db in the store",
     ),
 ]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         envvar="BATCHCAP_MODEL",
-        help="Folder of a model, or hf:NAME or hf:FOLDER for one of transformers.  "
-        "[default: the one that ships]",
+        help="Folder of a model, or hf:NAME or hf:FOLDER for one of transformers.",
+        show_default="the one that ships",
     ),
 ]
-BeamsOption = Annotated[int | None, typer.Option(min=1, help="Beams; 1 is greedy.  [default: the model's]")]
+BeamsOption = Annotated[
+    int | None, typer.Option(min=1, help="Beams; 1 is greedy.", show_default="the model's")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

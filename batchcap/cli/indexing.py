@@ -1,6 +1,7 @@
 """Commands that caption: index, caption."""
 
 import os
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from batchcap.captioner.protocol import Caption, CaptionerSource
+    from batchcap.preview import Preview
 
 
 def index(
@@ -47,7 +49,9 @@ def index(
     ] = None,
     column: Annotated[
         str | None,
-        typer.Option(help="Where the paths are in a --list.  [default: uri, path or url, or the only one]"),
+        typer.Option(
+            help="Where the paths are in a --list.", show_default="uri, path or url, or the only one"
+        ),
     ] = None,
     query: Annotated[
         str | None, typer.Option(help="SQL whose first column names what to caption; of --database.")
@@ -80,13 +84,25 @@ def index(
         int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics there, on loopback.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page on the run to this HTML file.")] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs to use at most.  [default: all]")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs to use at most.", show_default="all")] = None,
     gpus_per_worker: GpusPerWorkerOption = None,
     workers: WorkersOption = None,
     memory: MemoryOption = None,
     address: AddressOption = None,
     wait_for_nodes: WaitOption = 10.0,
     dry_run: Annotated[bool, typer.Option(help="Only say what there is to do.")] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --dry-run: show how the model would caption N of these files; with --recaption N that "
+            "another model captioned, beside its captions.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With --sample: write it to this HTML file, with the pictures.")
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -96,7 +112,7 @@ def index(
         from batchcap.captioner.sources import open_source
         from batchcap.catalog import Catalog
         from batchcap.collection import ListFile, Query, resolve_sources
-        from batchcap.console import ProgressBar, ProgressLines, preview_summary, print_error, summary
+        from batchcap.console import ProgressBar, ProgressLines, print_error, summary
         from batchcap.observers import JsonLog, Metrics, Observers, Timeline
         from batchcap.pipeline import index_collection
         from batchcap.preview import preview_index
@@ -115,6 +131,10 @@ def index(
             raise UsageError("--column is of a --list, and there is none")
         if (query is None) != (database is None):
             raise UsageError("--query and --database belong together")
+        if sample is not None and not dry_run:
+            raise UsageError("--sample goes with --dry-run")
+        if output is not None and sample is None:
+            raise UsageError("--output goes with --sample")
         sources: list[str | ListFile | Query] = list(source or ())
         sources += [ListFile(path, column) for path in lists or ()]
         if query is not None and database is not None:
@@ -134,11 +154,16 @@ def index(
             compute=compute,
         )
         if dry_run:
-            preview = preview_index(sources, place.catalog_url, captioner, options)
-            if as_json:
-                print_json({field.name: getattr(preview, field.name) for field in fields(preview)})
-            else:
-                print(preview_summary(preview))
+            with ProgressBar() if sample else Progress() as progress:
+                preview = preview_index(
+                    sources,
+                    place.catalog_url,
+                    captioner,
+                    options,
+                    sample_size=sample or 0,
+                    progress=progress,
+                )
+            _show_preview(preview, output, as_json)
             return
         timeline = Timeline()
         # Of a job on a cluster people see the log.
@@ -163,6 +188,34 @@ def index(
                 count = sum(done.quarantined.values())
                 print_error(f"{count:,} {'file' if count == 1 else 'files'} could not be captioned")
             raise typer.Exit(QUARANTINED)
+
+
+def _show_preview(preview: "Preview", output: Path | None, as_json: bool) -> None:
+    from batchcap.console import preview_summary, print_sample, sample_summary
+
+    sample = preview.sample
+    if output is not None and sample is not None:
+        from batchcap.sampling import write_sample
+
+        write_sample(output, sample)
+    if as_json:
+        values = {field.name: getattr(preview, field.name) for field in fields(preview)}
+        if sample is None:
+            del values["sample"]
+        else:
+            values["sample"] = asdict(sample)
+        print_json(values)
+        return
+    if sample is None:
+        print(preview_summary(preview))
+        return
+    # On stdout there is nothing but the sample.
+    print(preview_summary(preview), file=sys.stderr)
+    if output is None:
+        print_sample(sample)
+    else:
+        print(output)
+    print(sample_summary(sample), file=sys.stderr)
 
 
 def caption(

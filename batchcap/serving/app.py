@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -16,8 +16,11 @@ from batchcap.captioner.protocol import CaptionerProtocol
 from batchcap.catalog import Catalog
 from batchcap.errors import BatchcapError, UsageError
 from batchcap.serving import metrics
+from batchcap.serving.access_log import AccessLog
+from batchcap.serving.answers import ErrorAnswer
 from batchcap.serving.browsing import browsing_router
 from batchcap.serving.captioning import captioning_router
+from batchcap.serving.description import PAGE, REFUSALS, DescribedApp
 from batchcap.serving.editing import editing_router
 from batchcap.serving.guard import SESSION_COOKIE, SESSION_PATH, Guard, is_same, session_of, wants_html
 from batchcap.serving.options import ServingOptions
@@ -35,6 +38,7 @@ from batchcap.serving.uploads import small_body
 
 _MAX_FORM_BYTES = 4096
 _SESSION_S = 30 * 24 * 3600
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 _CODES = {404: (NOT_FOUND, "there is nothing here"), 405: (METHOD_NOT_ALLOWED, "not with this method")}
 
 
@@ -46,6 +50,7 @@ def create_app(
     num_beams: int | None = None,
     config: dict[str, Any] | None = None,
     options: ServingOptions | None = None,
+    access_log: AccessLog | None = None,
 ) -> FastAPI:
     """Makes the application; its threads run as long as its lifespan.
 
@@ -56,6 +61,7 @@ def create_app(
         num_beams: the model's decoding; None where it has no such thing.
         config: the model's configuration, shown with its status.
         options: of the server.
+        access_log: has a line of each answer; it is closed when the application ends.
     """
     options = options or ServingOptions()
     model = ModelFacts(name, captioner.fingerprint, num_beams, config or {})
@@ -69,6 +75,8 @@ def create_app(
             yield
         finally:
             service.close()
+            if access_log is not None:
+                access_log.close()
 
     async def answer_error(request: Request, error: Exception) -> Response:
         problem = _problem_of(error)
@@ -78,7 +86,8 @@ def create_app(
             return pages.render("problem.html", problem.status, active="other", problem=problem)
         return problem.response()
 
-    app = FastAPI(
+    app = DescribedApp(
+        has_token=options.token is not None,
         title="batchcap",
         summary="Captions pictures, and searches the captions of a collection.",
         version=__version__,
@@ -90,7 +99,7 @@ def create_app(
             (HTTPException, RequestValidationError, Problem, BatchcapError, TimeoutError), answer_error
         ),
     )
-    app.add_middleware(Guard, options=options, metrics=service.metrics)
+    app.add_middleware(Guard, options=options, metrics=service.metrics, access_log=access_log)
     app.include_router(captioning_router(service))
     app.include_router(browsing_router(service, pages))
     app.include_router(editing_router(service))
@@ -102,7 +111,7 @@ def create_app(
 
 
 def _add_front_page(app: FastAPI, service: Service, pages: Pages) -> None:
-    @app.get("/", tags=["server"], summary="What this server is")
+    @app.get("/", tags=["server"], summary="What this server is", responses=REFUSALS | PAGE)
     async def front_page(request: Request) -> Response:
         """The page to caption pictures for a browser; for a program, version and model."""
         if wants_html(request.headers):
@@ -157,17 +166,28 @@ def _add_session(app: FastAPI, service: Service, pages: Pages) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", tags=["server"], summary="Whether the server runs")
+    @app.get("/healthz", tags=["server"], summary="Whether the server runs", responses=REFUSALS)
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["server"], summary="Whether it captions")
+    not_ready = {"model": ErrorAnswer, "description": "It doesn't."}
+
+    @app.get(
+        "/readyz", tags=["server"], summary="Whether it captions", responses={**REFUSALS, 503: not_ready}
+    )
     async def readyz() -> dict[str, str]:
         if not service.can_caption:
             raise Problem(503, "not_ready", "the model isn't running")
         return {"status": "ok"}
 
-    @app.get("/metrics", tags=["server"], summary="Counts for Prometheus", response_class=PlainTextResponse)
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        summary="Counts for Prometheus",
+        # Not that of plain text, which errors would seem to be as well.
+        response_class=Response,
+        responses=REFUSALS | _TEXT,
+    )
     async def prometheus() -> Response:
         return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
 

@@ -13,9 +13,16 @@ from batchcap.catalog import CaptionFilter, Catalog
 from batchcap.errors import UsageError
 from batchcap.serving.answers import ErrorAnswer, PictureAnswer, SearchAnswer, search_answer
 from batchcap.serving.asking import Asked
-from batchcap.serving.guard import wants_html
+from batchcap.serving.description import PAGE
+from batchcap.serving.guard import is_head, wants_html
 from batchcap.serving.pages import Pages, bars, marked
-from batchcap.serving.pictures import Original, check_hash, find_picture, open_original
+from batchcap.serving.pictures import (
+    Description,
+    check_hash,
+    describe_original,
+    find_picture,
+    open_original,
+)
 from batchcap.serving.problems import usage
 from batchcap.serving.service import Remembered, Service
 
@@ -29,8 +36,10 @@ _CACHE_CONTROL = "private, max-age=3600"
 # What browsers show as it is.
 _SHOWN_FORMATS = frozenset({"jpeg", "png", "gif", "webp", "avif", "bmp"})
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "A JPEG file."}}
+_UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has it already."}}
 _FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/*": {}}, "description": "The file as it is."}
+    200: {"content": {"image/*": {}}, "description": "The file as it is."},
+    415: {"model": ErrorAnswer, "description": "Browsers don't show files of its type."},
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "The token is missing or wrong."},
@@ -38,6 +47,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "A parameter makes no sense."},
     404: {"model": ErrorAnswer, "description": "There is no such picture, or no catalog."},
     503: {"model": ErrorAnswer, "description": "The catalog can't be used now."},
+    504: {"model": ErrorAnswer, "description": "The answer took too long."},
 }
 
 
@@ -53,7 +63,7 @@ def browsing_router(service: Service, pages: Pages) -> APIRouter:
     catalog = service.required_catalog
     days_of_captions = Remembered(lambda: catalog().gallery.captions_a_day(_DAYS), for_s=_DAYS_REMEMBERED_S)
 
-    @router.get("/search", summary="Search the captions", response_model=SearchAnswer)
+    @router.get("/search", summary="Search the captions", response_model=SearchAnswer, responses=PAGE)
     async def search(request: Request, asked: Annotated[Asked, Query()]) -> Any:
         """Finds pictures by the words of their captions, best first; by filters alone, newest first."""
         opened = catalog()
@@ -69,7 +79,7 @@ def browsing_router(service: Service, pages: Pages) -> APIRouter:
             models=await service.blocking(opened.gallery.models),
         )
 
-    @router.get("/collection", summary="What the catalog holds, counted")
+    @router.get("/collection", summary="What the catalog holds, counted", responses=PAGE)
     async def collection(request: Request) -> Response:
         """Counts of images, captions, runs and quarantined files; the same as `batchcap status --json`."""
         opened = catalog()
@@ -88,7 +98,10 @@ def browsing_router(service: Service, pages: Pages) -> APIRouter:
         )
 
     @router.get(
-        "/pictures/{content_hash}", summary="What is known of a picture", response_model=PictureAnswer
+        "/pictures/{content_hash}",
+        summary="What is known of a picture",
+        response_model=PictureAnswer,
+        responses=PAGE,
     )
     async def picture(request: Request, content_hash: str, asked: Annotated[Asked, Query()]) -> Any:
         """Its caption and those before, its files and its size; a search leads back from the page to it."""
@@ -110,28 +123,26 @@ def browsing_router(service: Service, pages: Pages) -> APIRouter:
         "/images/{content_hash}",
         summary="A picture of the collection",
         response_class=StreamingResponse,
-        responses=_FILE,
+        responses=_FILE | _UNCHANGED,
     )
     async def image(request: Request, content_hash: str) -> Response:
         """The file as it was captioned; not one that has changed since, nor one that is no picture."""
         opened = catalog()
-
-        def find() -> Original:
-            return open_original(find_picture(opened, content_hash))
-
-        original = await service.blocking(find)
         headers = _picture_headers(content_hash)
-        if request.headers.get("if-none-match") == headers["etag"]:
+        is_known = request.headers.get("if-none-match") == headers["etag"]
+        if is_head(request.scope):
+            described = await service.blocking(lambda: describe_original(find_picture(opened, content_hash)))
+            if is_known:
+                return Response(status_code=304, headers=headers)
+            return Response(media_type=described.media_type, headers=headers | _file_headers(described))
+        original = await service.blocking(lambda: open_original(find_picture(opened, content_hash)))
+        if is_known:
             original.file.close()
             return Response(status_code=304, headers=headers)
         return StreamingResponse(
             _chunks(original.file),
             media_type=original.media_type,
-            headers=headers
-            | {
-                "content-length": str(original.size_bytes),
-                "content-disposition": f"inline; filename*=UTF-8''{quote(original.name, safe='')}",
-            },
+            headers=headers | _file_headers(original),
             background=BackgroundTask(original.file.close),
         )
 
@@ -139,21 +150,29 @@ def browsing_router(service: Service, pages: Pages) -> APIRouter:
         "/thumbnails/{content_hash}",
         summary="A small picture",
         response_class=Response,
-        responses=_JPEG,
+        responses=_JPEG | _UNCHANGED,
     )
     async def thumbnail(request: Request, content_hash: str) -> Response:
         """The middle of a picture as a small square."""
         opened = catalog()
 
-        def make() -> bytes:
-            # The catalog is asked although there may be a copy: the picture may have vanished.
-            return service.thumbnails.make(find_picture(opened, content_hash))
-
         headers = _picture_headers(check_hash(content_hash))
-        data = await service.blocking(make)
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(data, media_type="image/jpeg", headers=headers)
+        is_known = request.headers.get("if-none-match") == headers["etag"]
+
+        def find_out() -> Response:
+            # The catalog is asked although there may be a copy: the picture may have vanished.
+            picture = find_picture(opened, content_hash)
+            if not is_head(request.scope):
+                data = service.thumbnails.make(picture)
+                return Response(data, media_type="image/jpeg", headers=headers)
+            service.thumbnails.check(picture)
+            response = Response(media_type="image/jpeg", headers=headers)
+            # Nobody knows before it is made.
+            del response.headers["content-length"]
+            return response
+
+        response = await service.blocking(find_out)
+        return Response(status_code=304, headers=headers) if is_known else response
 
     return router
 
@@ -173,6 +192,13 @@ def _search(catalog: Catalog, asked: Asked, where: CaptionFilter) -> SearchAnswe
 
 def _picture_headers(content_hash: str) -> dict[str, str]:
     return {"etag": f'"{content_hash}"', "cache-control": _CACHE_CONTROL}
+
+
+def _file_headers(file: Description) -> dict[str, str]:
+    return {
+        "content-length": str(file.size_bytes),
+        "content-disposition": f"inline; filename*=UTF-8''{quote(file.name, safe='')}",
+    }
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -33,6 +33,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (415, "The file is no picture of a known format."),
         (422, "The picture is damaged, or decoding it fails."),
         (429, "Too many pictures are waiting; see Retry-After."),
+        (503, "Pictures can't be decoded now."),
         (504, "The answer took too long."),
     )
 }

@@ -37,6 +37,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (415, "The body is neither JSON nor a form."),
         (429, "Too many captions are waiting to be written; see Retry-After."),
         (503, "The catalog can't be written now."),
+        (504, "The answer took too long."),
     )
 }
 _ANSWERS: dict[int | str, dict[str, Any]] = {303: {"description": "To the picture's page, after a form."}}

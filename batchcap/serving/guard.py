@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from batchcap.serving.access_log import AccessLog
 from batchcap.serving.metrics import Metrics
 from batchcap.serving.options import ServingOptions, is_loopback
 from batchcap.serving.problems import FORBIDDEN, UNAUTHORIZED, Problem, problem_of
@@ -30,6 +31,8 @@ _OPEN = frozenset({"healthz", "readyz", "static", SESSION_PATH.strip("/")})
 _PUBLIC = _OPEN | {"", "caption", "captions", "metrics", "openapi.json"}
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS = _SAFE_METHODS | {"POST", "PUT", "PATCH", "DELETE"}
+# In the scope of a HEAD, which the application sees as a GET.
+_IS_HEAD = "batchcap.is_head"
 
 _SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; "
@@ -41,9 +44,8 @@ _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-# A client that doesn't read holds a connection no longer than this, a piece of the answer.
-_SEND_TIMEOUT_S = 30.0
-# After a refusal: what the client still sends is dropped, or it would see a reset instead of the answer.
+# After an answer that did not wait for the whole body: what the client still sends is dropped, or it would
+# see a reset instead of the answer.
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 2**20
 
@@ -55,12 +57,16 @@ class Guard:
         app: what is inside.
         options: of the server.
         metrics: counts the answers.
+        access_log: has a line of each.
     """
 
-    def __init__(self, app: ASGIApp, *, options: ServingOptions, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, options: ServingOptions, metrics: Metrics, access_log: AccessLog | None = None
+    ) -> None:
         self._app = app
         self._options = options
         self._metrics = metrics
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it."""
@@ -68,11 +74,12 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        answer = _Answer(scope, receive, send)
+        # Where our own server runs the application, that closes the connection before.
+        answer = _Answer(scope, receive, send, send_timeout_s=2 * self._options.send_timeout_s)
         started = time.monotonic()
-        if is_head := scope["method"] == "HEAD":
+        if is_of_head := scope["method"] == "HEAD":
             # What answers GET answers HEAD; what it sends besides the head is dropped.
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", _IS_HEAD: True}
         try:
             if (refusal := self._refusal(scope)) is not None:
                 await refusal(scope, answer.receive, answer.send)
@@ -85,13 +92,24 @@ class Guard:
             await problem_of(error).response()(scope, answer.receive, answer.send)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            method = "HEAD" if is_head else scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.answered(method, route, answer.status or 0, time.monotonic() - started)
+            method = "HEAD" if is_of_head else scope["method"] if scope["method"] in _METHODS else "other"
+            elapsed_s = time.monotonic() - started
+            self._metrics.answered(method, route, answer.status or 0, elapsed_s)
+            if self._access_log is not None:
+                self._access_log.write(
+                    client=(scope.get("client") or (None,))[0],
+                    method=method,
+                    path=scope["path"],
+                    status=answer.status,
+                    received_bytes=answer.received_bytes,
+                    sent_bytes=answer.sent_bytes,
+                    elapsed_s=round(elapsed_s, 4),
+                )
 
     def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that goes no further."""
         headers = Headers(scope=scope)
-        first = scope["path"].lstrip("/").partition("/")[0]
+        first = _first(scope["path"])
         try:
             self._check_host(headers.getlist("host"))
             if scope["method"] not in _SAFE_METHODS:
@@ -103,7 +121,7 @@ class Guard:
                     "beyond this machine the collection is shown to holders of a token only; "
                     "start the server with --token-file",
                 )
-            if first not in _OPEN and not self.is_admitted(headers):
+            if needs_token(scope["path"]) and not self.is_admitted(headers):
                 if scope["method"] == "GET" and wants_html(headers):
                     return RedirectResponse(SESSION_PATH, 303)
                 raise Problem(
@@ -138,9 +156,23 @@ class Guard:
         return is_same(_cookie(headers.get("cookie", "")), session_of(token))
 
 
+def needs_token(path: str) -> bool:
+    """Whether what is asked for is for holders of the token alone, if there is one."""
+    return _first(path) not in _OPEN
+
+
+def _first(path: str) -> str:
+    return path.lstrip("/").partition("/")[0]
+
+
 def wants_html(headers: Headers) -> bool:
     """Whether a browser asks for a page, rather than a program for JSON."""
     return "text/html" in headers.get("accept", "")
+
+
+def is_head(scope: Scope) -> bool:
+    """Whether only the head of the answer is wanted, so that its body need not be made."""
+    return _IS_HEAD in scope
 
 
 def is_same(given: str, secret: str) -> bool:
@@ -188,7 +220,7 @@ def _cookie(header: str) -> str:
 class _Answer:
     """Sends one answer: with the headers of all, in bounded time, and so that the client can read it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, send_timeout_s: float) -> None:
         headers = Headers(scope=scope)
         self.status: int | None = None
         self._is_head = scope["method"] == "HEAD"
@@ -196,13 +228,19 @@ class _Answer:
         self._cache_control = "no-cache" if scope["path"].startswith("/static/") else "no-store"
         self._receive = receive
         self._send = send
+        # Of one piece of the answer.
+        self._send_timeout_s = send_timeout_s
         self._has_whole_body = (
             "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
         )
         self._is_last = False
+        # Of bodies.
+        self.received_bytes = 0
+        self.sent_bytes = 0
 
     async def receive(self) -> Message:
         message = await self._receive()
+        self.received_bytes += len(message.get("body", b""))
         self._has_whole_body = message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
 
@@ -212,21 +250,23 @@ class _Answer:
             self._add_headers(MutableHeaders(scope=message))
         elif self._is_head:
             message = {**message, "body": b""}
+        self.sent_bytes += len(message.get("body", b""))
         is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
         if is_end and self._is_last and not self._has_whole_body:
             # All of the answer is on its way before the connection is closed behind it.
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
-        async with asyncio.timeout(_SEND_TIMEOUT_S):
+        async with asyncio.timeout(self._send_timeout_s):
             await self._send(message)
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         for name, value in _SECURITY_HEADERS.items():
             headers.setdefault(name, value)
         headers.setdefault("cache-control", self._cache_control)
-        if (self.status or 0) >= 400 and not self._has_whole_body:
-            # Nobody reads the rest of the body; what follows it could not be told from it.
+        if not self._has_whole_body:
+            # Nobody reads the rest of the body, nor says when it is late; and what follows it could not be
+            # told from it.
             self._is_last = True
             headers["connection"] = "close"
 

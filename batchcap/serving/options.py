@@ -25,10 +25,14 @@ class ServingOptions:
         max_pixels: of one picture; None is the model's own limit.
         max_files: of one request.
         max_queue: pictures that may wait at once; who comes then is asked to come back.
+        max_connections: at once; who comes then is asked to come back. With the files of uploads they stay
+            below the 1,024 descriptors that a process may have on most systems.
         batch_size: pictures that the model captions at once.
         decoders: processes that decode pictures.
         header_timeout_s: how long the head of a request may take to arrive.
         body_timeout_s: how long its body may take.
+        send_timeout_s: how long a client may leave unread what it is sent.
+        keep_alive_s: how long a connection may stay without a next request.
         decode_timeout_s: how long one picture may take to decode; it is tried twice.
         request_timeout_s: how long an answer may take, from the end of the body on.
         stop_timeout_s: how long requests in flight may go on when the server is told to stop.
@@ -43,10 +47,13 @@ class ServingOptions:
     max_pixels: int | None = None
     max_files: int = 64
     max_queue: int = 256
+    max_connections: int = 512
     batch_size: int = 64
     decoders: int = 2
     header_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
+    send_timeout_s: float = 30.0
+    keep_alive_s: float = 5.0
     decode_timeout_s: float = 10.0
     request_timeout_s: float = 60.0
     stop_timeout_s: float = 60.0

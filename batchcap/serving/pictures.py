@@ -39,23 +39,36 @@ _SIGNATURES = (
     ("image/avif", 4, b"ftypavif"),
     ("image/bmp", 0, b"BM"),
 )
+_SIGNATURE_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Original:
-    """A file that holds what its hash says, opened at its start; whoever has it closes it.
+class Description:
+    """What a client is told of a file before its bytes.
 
     Args:
-        file: to be read.
         size_bytes: of it.
-        media_type: by its first bytes.
+        media_type: of it.
         name: of the file, without folders.
     """
 
-    file: BinaryIO
     size_bytes: int
     media_type: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Original(Description):
+    """A file that holds what its hash says, opened at its start; whoever has it closes it.
+
+    Args:
+        size_bytes: of it.
+        media_type: by its first bytes.
+        name: of the file, without folders.
+        file: to be read.
+    """
+
+    file: BinaryIO
 
 
 def check_hash(content_hash: str) -> str:
@@ -98,13 +111,31 @@ def open_original(picture: Picture) -> Original:
         file = _open_verified(uri, picture)
         if file is None:
             continue
-        start = file.read(16)
+        start = file.read(_SIGNATURE_BYTES)
         file.seek(0)
-        for media_type, offset, signature in _SIGNATURES:
-            if start.startswith(signature, offset):
-                return Original(file, picture.size_bytes, media_type, name_of(uri))
+        if media_type := _type_of(start):
+            return Original(picture.size_bytes, media_type, name_of(uri), file)
         file.close()
-        raise Problem(415, UNSUPPORTED, f"browsers don't show {picture.format}; its thumbnail they do")
+        raise _not_shown(picture)
+    raise _gone()
+
+
+def describe_original(picture: Picture) -> Description:
+    """What `open_original` would say of a file, without reading it: whether it still is the one is not asked.
+
+    Raises:
+        Problem: there is none of that size, or it is of a type that browsers don't show.
+    """
+    for uri in picture.uris:
+        if not _may_be_unchanged(uri, picture):
+            continue
+        try:
+            media_type = _look_at_type(uri, picture)
+        except (OSError, BatchcapError):
+            continue
+        if media_type is None:
+            raise _not_shown(picture)
+        return Description(picture.size_bytes, media_type, name_of(uri))
     raise _gone()
 
 
@@ -135,6 +166,17 @@ class Thumbnails:
             if found is not None:
                 self._cache.move_to_end(content_hash)
             return found
+
+    def check(self, picture: Picture) -> None:
+        """Sees whether there is something to make one of, without reading it.
+
+        Raises:
+            Problem: there is not.
+        """
+        if self.cached(picture.content_hash) is None and not any(
+            _may_be_unchanged(uri, picture) for uri in picture.uris
+        ):
+            raise _gone()
 
     def make(self, picture: Picture) -> bytes:
         """Makes one, of the first of a picture's files that still holds it; waits for it.
@@ -174,6 +216,26 @@ class Thumbnails:
                 _, dropped = self._cache.popitem(last=False)
                 self._used_bytes -= len(dropped)
         return data
+
+
+def _type_of(start: bytes) -> str | None:
+    """The type of a file that begins so, if browsers show it."""
+    for media_type, offset, signature in _SIGNATURES:
+        if start.startswith(signature, offset):
+            return media_type
+    return None
+
+
+def _look_at_type(uri: str, picture: Picture) -> str | None:
+    """The type of a file; of one that is not on this disk by itself, as the catalog has it."""
+    if storage.is_local(uri):
+        # Not buffered, which would read more.
+        with os.fdopen(os.open(uri_to_path(uri), os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+            return _type_of(file.read(_SIGNATURE_BYTES) or b"")
+    if picture.size_bytes > _MAX_REMOTE_BYTES or storage.stat(uri).size_bytes != picture.size_bytes:
+        raise _gone()
+    media_type = f"image/{picture.format.lower()}"
+    return media_type if media_type in {known for known, _, _ in _SIGNATURES} else None
 
 
 def _to_jpeg(pixels: np.ndarray) -> bytes:
@@ -226,6 +288,10 @@ def _read_remote(uri: str, picture: Picture) -> BinaryIO | None:
         return None
     data = storage.read_bytes(uri, picture.size_bytes)
     return io.BytesIO(data) if hashlib.sha256(data).hexdigest() == picture.content_hash else None
+
+
+def _not_shown(picture: Picture) -> Problem:
+    return Problem(415, UNSUPPORTED, f"browsers don't show {picture.format}; its thumbnail they do")
 
 
 def unknown_picture() -> Problem:

@@ -30,7 +30,7 @@ def test_what_is_the_same_is_only_counted(catalog: Catalog, model, captioned, en
     assert wave == Wave([entries[3]], [entries[2]], unchanged=2, new=1, changed=1)
 
 
-def test_a_size_that_is_known_is_hashed_first(catalog: Catalog, model, captioned, entry) -> None:
+def test_a_size_and_a_time_that_are_known_are_hashed_first(catalog: Catalog, model, captioned, entry) -> None:
     with catalog.run(["/"], model, {}) as run:
         run.commit([captioned("/a")])
     entries = [entry("/b", 100), entry("/c", 101)]
@@ -188,6 +188,27 @@ def test_a_copy_of_an_earlier_wave_is_hashed_first(catalog: Catalog, model, capt
         assert next(waves).maybe_known == [entries[1]]
 
 
+@pytest.mark.parametrize("most", [0, 2])
+def test_a_size_alone_makes_no_copy(
+    catalog: Catalog, model, captioned, entry, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the whole collection has it: then more is not looked at."""
+    monkeypatch.setattr(plan, "_MOST_OF_A_SIZE", most)
+    with catalog.run(["/"], model, {}) as run:
+        run.commit([captioned("/a/one", size_bytes=100, mtime_ns=1), captioned("/a/two", size_bytes=7)])
+    other, touched, renamed, larger = (
+        entry("/b/other", 100, mtime_ns=2),
+        entry("/c/one", 100, mtime_ns=2),
+        entry("/d/new", 100, mtime_ns=1),
+        entry("/e/one", 101, mtime_ns=1),
+    )
+    wave = one_wave(catalog, [other, touched, renamed, larger], model.fingerprint)
+    if most:
+        assert (wave.maybe_known, wave.same_size) == ([touched, renamed], [other])
+    else:
+        assert (wave.maybe_known, wave.same_size) == ([other, touched, renamed], [])
+
+
 def test_a_scan_of_little_reads_little(catalog: Catalog, model, captioned, entry) -> None:
     with catalog.run(["/"], model, {}) as run:
         run.commit([captioned(f"/{number:05d}") for number in range(2000)])
@@ -229,7 +250,11 @@ class Naive:
 
     def wave(self, entries: list[FileEntry], fingerprint: str, retry: set[Reason], recaption: bool) -> Wave:
         wave = Wave()
-        sizes = {int(content.partition(":")[0]) for content in self.captions}
+        evidence = {
+            (int(content.partition(":")[0]), what)
+            for uri, (_, mtime, content) in self.locations.items()
+            for what in (mtime, uri.rpartition("/")[2])
+        }
         for entry in entries:
             identity = (entry.size_bytes, entry.mtime_ns)
             known = self.locations.get(entry.uri)
@@ -252,11 +277,16 @@ class Naive:
                 continue
             wave.new += not there
             wave.changed += there and not (recaption and stale)
+            name = entry.uri.rpartition("/")[2]
             if recaption and stale:
-                hashed = fingerprint in self.captions[known[2]]
+                where = wave.maybe_known if fingerprint in self.captions[known[2]] else wave.todo
+            elif known is not None or not evidence.isdisjoint({(entry.size_bytes, name), identity}):
+                where = wave.maybe_known
+            elif entry.size_bytes in {int(content.partition(":")[0]) for content in self.captions}:
+                where = wave.same_size
             else:
-                hashed = known is not None or entry.size_bytes in sizes
-            (wave.maybe_known if hashed else wave.todo).append(entry)
+                where = wave.todo
+            where.append(entry)
         return wave
 
 

@@ -1,7 +1,6 @@
 """SQL by hand: everything that reads, nothing that writes, and one line for what is wrong."""
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -313,74 +312,6 @@ def test_an_error_in_mid_answer_is_one_too(filled: Catalog) -> None:
         pytest.raises(QueryError, match="integer overflow|out of range"),
     ):
         list(result.rows)
-
-
-TOKENS = ["SELECT", "DELETE", "FROM", "captions", "location", "caption", "run", "*", "uri", "count(*)", ","]
-TOKENS += [
-    "WITH",
-    "x",
-    "AS",
-    "(",
-    ")",
-    "UPDATE",
-    "SET",
-    "WHERE",
-    "1",
-    "'a'",
-    '"b"',
-    ";",
-    "--",
-    "/*",
-    "*/",
-    "$$",
-]
-TOKENS += [
-    "INSERT",
-    "INTO",
-    "VALUES",
-    "PRAGMA",
-    "ATTACH",
-    "COPY",
-    "EXPLAIN",
-    "RETURNING",
-    "NULL",
-    "=",
-    "::text",
-]
-TOKENS += [
-    "DROP",
-    "TABLE",
-    "COMMIT",
-    "ROLLBACK",
-    "ROLE",
-    "RESET",
-    "?",
-    "%s",
-    ":a",
-    "\\",
-    "\x00",
-    "é",
-    "\ud800",
-]
-
-
-def test_statements_of_random_words_never_write(catalog: Catalog, model, captioned) -> None:
-    """Each is answered, or refused in one line; afterwards all is there."""
-    with catalog.run(["/"], model, {}) as run:
-        run.commit([captioned(f"/{number}") for number in range(10)])
-    draw = random.Random(8)
-    starts = [[], ["SELECT"], ["DELETE", "FROM", "location"], ["SELECT", "*", "FROM", "captions"], ["WITH"]]
-    answered = 0
-    for _ in range(250):
-        words = [*draw.choice(starts), *draw.choices(TOKENS, k=draw.randint(0, 5))]
-        try:
-            with catalog.query(draw.choice([" ", " ", ""]).join(words), limit=5) as result:
-                list(result.rows)
-            answered += 1
-        except QueryError as error:
-            assert "\n" not in str(error)
-    assert answered > 5
-    assert catalog.status().locations == catalog.search("dog").total == 10
 
 
 @SQLITE

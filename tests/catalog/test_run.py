@@ -202,9 +202,9 @@ def test_a_commit_needs_the_same_few_statements_for_any_number_of_rows(
                 needed.append(len(statements))
         finally:
             event.remove(Engine, "before_cursor_execute", note)
-    # owner, image, caption, location, live caption, result, out of and into quarantine, vanished; and BEGIN,
-    # which PostgreSQL's driver sends by itself
-    expected = {"sqlite": 10, "postgresql": 9}[catalog._database.name]
+    # owner, image, caption, location, live caption, captions' numbers, result, out of and into quarantine,
+    # vanished; and BEGIN, which PostgreSQL's driver sends by itself
+    expected = {"sqlite": 11, "postgresql": 11}[catalog._database.name]
     assert needed == [expected, expected]
 
 

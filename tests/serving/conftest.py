@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import socket
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from batchcap.catalog import Captioned, Catalog, Failure, ModelInfo
@@ -19,6 +19,7 @@ from batchcap.errors import Reason
 from batchcap.serving.app import create_app
 from batchcap.serving.options import ServingOptions
 from batchcap.serving.pictures import name_of
+from batchcap.serving.server import make_server
 from tests.conftest import make_photo, noise_photo
 from tests.costless import Costless, CostlessCaptioner
 
@@ -154,19 +155,14 @@ def url(collection: Collection) -> Iterator[str]:
 def served(collection: Collection, **options: Any) -> Iterator[str]:
     """Serves a collection by a thread of this process; see `url`."""
     with Catalog.open(collection.url) as catalog:
-        app = create_app(
-            CostlessCaptioner(Costless()),
-            catalog,
-            name="costless",
-            options=ServingOptions(decoders=1, **options),
+        told = ServingOptions(decoders=1, **options)
+        server = make_server(
+            create_app(CostlessCaptioner(Costless()), catalog, name="costless", options=told), told
         )
-        config = uvicorn.Config(app, port=0, ws="none", http="h11", loop="asyncio", log_config=None)
-        server = uvicorn.Server(config)
-        with config.bind_socket() as listener:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
             # The socket listens already; connections wait until the server takes them.
-            listener.listen()
             try:
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}"
             finally:

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import shutil
+import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -12,11 +14,11 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from batchcap.catalog import Catalog
+from batchcap.catalog import Catalog, ModelInfo
 from batchcap.serving.pages import STATIC
 from batchcap.serving.pictures import Thumbnails, find_picture
 from batchcap.serving.problems import Problem
-from tests.serving.conftest import CAPTIONS, Collection, Connect, connections, error_of
+from tests.serving.conftest import CAPTIONS, Collection, Connect, captioned, connections, error_of
 
 HTML = {"accept": "text/html"}
 
@@ -259,6 +261,51 @@ def test_a_file_that_has_changed_is_not_sent(
         shutil.rmtree(path, ignore_errors=True)
         path.write_bytes(original)
     assert client.get(f"/images/{content_hash}").content == original
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="nobody counts here what is read")
+def test_a_head_reads_no_file(own_collection: Collection, tmp_path: Path) -> None:
+    size_bytes = 8 * 2**20
+    large = tmp_path / "large.jpg"
+    large.write_bytes(b"\xff\xd8\xff" + bytes(size_bytes - 3))
+    member = tmp_path / "member.jpg"
+    member.write_bytes(b"\xff\xd8\xff\xe0" + bytes(size_bytes - 4))
+    with tarfile.open(tmp_path / "large.tar", "w") as archive:
+        archive.add(member, "member.jpg")
+    files = [captioned(large, "a large one", "jpeg"), captioned(member, "a member", "jpeg")]
+    files[1] = replace(files[1], uri=f"tar://{tmp_path}/large.tar#member.jpg")
+    with (
+        Catalog.open(own_collection.url, mode="write") as catalog,
+        catalog.run([str(tmp_path)], ModelInfo("f" * 64, "small"), {}) as run,
+    ):
+        run.commit(files, [])
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    with connections(own_collection.url) as connect:
+        client = connect()
+        for file in files:
+            path = f"/images/{file.content_hash}"
+            before = bytes_read()
+            head = client.head(path)
+            between = bytes_read()
+            assert between - before < size_bytes / 8
+            got = client.get(path)
+            assert bytes_read() - between >= size_bytes
+            assert (head.status_code, got.status_code, head.content) == (200, 200, b"")
+            for name in ("content-length", "content-type", "content-disposition", "etag", "cache-control"):
+                assert head.headers[name] == got.headers[name]
+            etag = {"if-none-match": head.headers["etag"]}
+            assert client.head(path, headers=etag).status_code == 304
+            # It would have to be decoded to find out that it can't be.
+            thumbnail = client.head(f"/thumbnails/{file.content_hash}")
+            assert (thumbnail.status_code, "content-length" in thumbnail.headers) == (200, False)
+        # What needs no reading to be seen is seen.
+        large.write_bytes(b"\xff\xd8\xff")
+        for place in ("images", "thumbnails"):
+            gone = client.head(f"/{place}/{files[0].content_hash}")
+            assert (gone.status_code, gone.content) == (404, b"")
 
 
 def test_thumbnails_are_kept_in_bounded_memory(collection: Collection) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "num-beams": 1,
         "store": tmp_path_factory.mktemp("store"),
         "header-timeout": _HEADER_TIMEOUT_S,
+        "keep-alive-timeout": _WAIT_S,
         "max-body-mb": _MAX_BODY_BYTES / 1e6,
         "decoders": 1,
     }
@@ -168,26 +170,43 @@ def test_a_body_that_is_too_long_is_cut_off(server: Server, tmp_path: Path) -> N
 
 
 def test_told_to_stop_it_answers_what_it_has_taken(server: Server, photo: bytes) -> None:
-    """The last test of this file: the server is gone then."""
-    count = 12
+    """The last test of this file: the server is gone then.
+
+    Of each kind a few: requests that are half sent; requests that stand in the buffers of the system when the
+    signal comes, on connections that were used before and on new ones; and clients that have sent nothing,
+    which hold up nobody.
+    """
+    count = 8
     children = descendants(server.process.pid)
-    with ThreadPoolExecutor(count) as threads:
-        connections = [server.connect() for _ in range(count)]
-        for connection in connections:
+    with ExitStack() as stack, ThreadPoolExecutor(3 * count) as threads:
+
+        def connected() -> list[socket.socket]:
+            return [stack.enter_context(server.connect()) for _ in range(count)]
+
+        begun, used = connected(), connected()
+        for connection in used:
+            connection.sendall(head(len(photo)) + photo)
+            assert answer_of(connection)[0] == 200
+        for connection in begun:
             connection.sendall(head(len(photo)) + photo[:-1])
         while f"batchcap_queued_images {count}.0" not in server.get("/metrics"):
             pass
+        idle, new = connected(), connected()
+        for connection in used + new:
+            connection.sendall(head(len(photo)) + photo)
         server.process.send_signal(signal.SIGTERM)
         while server.is_listening():
             pass
-        for connection in connections:
+        for connection in begun:
             connection.sendall(photo[-1:])
-        answers = list(threads.map(answer_of, connections))
-    assert [status for status, _ in answers] == [200] * count
-    assert len({str(answer["caption"]) for _, answer in answers}) == 1
-    for connection in connections:
-        connection.close()
-    assert server.process.wait(_WAIT_S) == 0
+        answers = list(threads.map(answer_of, begun + used + new))
+        assert [status for status, _ in answers] == [200] * 3 * count
+        assert len({str(answer["caption"]) for _, answer in answers}) == 1
+        # Before any client has closed its own end.
+        for connection in idle:
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        assert server.process.wait(_WAIT_S) == 0
     assert server.process.stderr is not None
     assert server.process.stderr.read().splitlines()[1:] == ["batchcap: loading the model"]
     assert all(ends(child, _WAIT_S) for child in children)

@@ -372,6 +372,6 @@ def test_the_command_takes_the_options(tmp_path: Path) -> None:
         assert message in result.stderr
 
 
-def test_the_formats_in_the_readme_are_all_there_are() -> None:
-    readme = (Path(datasets.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert all(f"`{format}`" in readme for format in TEXTS)
+def test_the_formats_on_the_page_are_all_there_are() -> None:
+    page = (Path(datasets.__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert all(f"`{format}`" in page for format in TEXTS)
