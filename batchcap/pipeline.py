@@ -127,6 +127,7 @@ def index_collection(
                 model.fingerprint,
                 retry=options.retry,
                 recaption=options.recaption,
+                fill_vectors=options.fills_vectors(captioner),
                 wave_size=options.wave_size,
                 on_todo=ray_start.note_file,
             )
@@ -262,7 +263,12 @@ class _Indexing:
                 # A file that can't be read goes on, so that one place decides what is wrong with it.
                 unread = [entry for entry, digest in zip(chunk, hashes, strict=True) if not digest]
                 to_caption = _patiently(
-                    partial(self._run.commit_known, hashed, recaption=self._options.recaption)
+                    partial(
+                        self._run.commit_known,
+                        hashed,
+                        recaption=self._options.recaption,
+                        fill_vectors=self._options.fills_vectors(self._captioner),
+                    )
                 )
                 unknown += [*unread, *to_caption]
                 self._ray_start.note_file(len(unread) + len(to_caption))

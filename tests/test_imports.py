@@ -26,7 +26,7 @@ _STAGES = _MIDDLE | {"batchcap.run_options", "batchcap.run_report", "batchcap.st
 _RUNS = _STAGES | {
     *("batchcap.pipeline", "batchcap.preview", "batchcap.observers", "batchcap.report", "batchcap.submit"),
     *("batchcap.verify", "batchcap.rebuild", "batchcap.thumbnails", "batchcap.contact_sheet"),
-    *("batchcap.exchange", "batchcap.forgetting"),
+    *("batchcap.exchange", "batchcap.forgetting", "batchcap.likeness"),
 }
 MAY_IMPORT = {
     "batchcap": _RUNS,  # its public names, and these lazily: see below
@@ -54,6 +54,7 @@ MAY_IMPORT = {
     | {"batchcap.in_process", "batchcap.ray_background", "batchcap.ray_cluster", "batchcap.ray_runtime"},
     "batchcap.verify": _MIDDLE | {"batchcap.publishing"},
     "batchcap.rebuild": _MIDDLE | {"batchcap.verify"},
+    "batchcap.likeness": _MIDDLE,
     "batchcap.preview": _STAGES,
     "batchcap.observers": _STAGES,
     "batchcap.thumbnails": _MIDDLE,

@@ -29,7 +29,7 @@ from batchcap.run_options import IndexOptions
 from batchcap.run_report import Progress, RunReport
 from batchcap.verify import verify_store
 from tests.conftest import make_photo
-from tests.costless import Costless
+from tests.costless import Costless, colour_vector
 from tests.exif_blocks import WHOLE, saved, whole
 
 
@@ -129,6 +129,29 @@ def test_where_pictures_were_taken_may_be_left_out_and_comes_with_a_later_run(
         with rebuilt.query(facts) as found:
             assert list(found.rows) == [(WHOLE.camera, WHOLE.latitude, WHOLE.longitude)]
         assert verify_store(rebuilt, collection.store).findings == []
+
+
+def test_vectors_come_with_captions_unless_one_says_so_and_can_be_added(collection: Collection) -> None:
+    stored = "SELECT uri, vector FROM image_vector JOIN result USING (caption_id) ORDER BY uri"
+    assert collection.index(vectors="none").captioned == 3
+    assert collection.query(stored) == [] and collection.catalog.vector_models() == []
+    assert collection.index().unchanged == 3
+    assert collection.query(stored) == []
+    # A captioner without vectors has none to add.
+    assert collection.index(Costless(vector_size=None), vectors="all").unchanged == 3
+    assert collection.index(vectors="all").captioned == 3
+    pixels = {
+        str(path): decode_image(path.read_bytes(), Costless().image_spec)
+        for path in sorted(collection.photos.iterdir())
+    }
+    assert collection.query(stored) == [
+        (name, colour_vector(image).astype("<f2").tobytes()) for name, image in pixels.items()
+    ]
+    assert collection.index(vectors="all").unchanged == 3
+    make_photo(collection.photos / "new.png", 9)
+    assert collection.index().captioned == 1
+    assert len(collection.query(stored)) == 4
+    assert verify_store(collection.catalog, collection.store).findings == []
 
 
 def test_the_report_says_where_the_time_went(collection: Collection) -> None:

@@ -55,7 +55,7 @@ def test_ci_runs_what_make_is_told() -> None:
 
 
 def test_every_other_command_runs(printed: dict[str, str]) -> None:
-    assert len(printed) == 15
+    assert len(printed) == 16
     caption = next(text for command, text in printed.items() if command.startswith("batchcap caption"))
     assert caption.startswith("photos/chelsea.png\t")
 

@@ -2,8 +2,9 @@
 
 import os
 from dataclasses import asdict, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
     import numpy as np
 
     from batchcap.captioner.protocol import Caption, CaptionerSource
+    from batchcap.run_options import Vectors
+
+
+class VectorsChoice(StrEnum):
+    """Of which images vectors are stored; see `IndexOptions`."""
+
+    NEW = "new"
+    ALL = "all"
+    NONE = "none"
 
 
 def index(
@@ -73,6 +83,12 @@ def index(
     ] = None,
     allow_vanish: Annotated[bool, typer.Option(help="Let more than half of the files be gone.")] = False,
     no_gps: Annotated[bool, typer.Option("--no-gps", help="Leave out where pictures were taken.")] = False,
+    vectors: Annotated[
+        VectorsChoice,
+        typer.Option(
+            help="Vectors for search --like: of new captions, also of this model's that have none, or none."
+        ),
+    ] = VectorsChoice.NEW,
     log_json: Annotated[
         Path | None, typer.Option(help="Append to this file how the run goes, a JSON object a line.")
     ] = None,
@@ -130,6 +146,7 @@ def index(
             exclude=tuple(exclude or ()),
             allow_vanish=allow_vanish,
             gps=not no_gps,
+            vectors=cast("Vectors", vectors.value),
             cpus=cpus,
             compute=compute,
         )
