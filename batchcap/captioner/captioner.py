@@ -273,7 +273,8 @@ def _pool(encoded: np.ndarray) -> np.ndarray:
     """The mean over an image's positions, of length one: float[B, P, D] -> float16[B, D]."""
     mean = encoded.mean(axis=1, dtype=np.float32)
     length = np.linalg.norm(mean, axis=1, keepdims=True)
-    return (mean / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float16)
+    pooled: np.ndarray = mean / np.maximum(length, np.finfo(np.float32).tiny)
+    return pooled.astype(np.float16)
 
 
 def _pad(batch: np.ndarray, size: int) -> np.ndarray:

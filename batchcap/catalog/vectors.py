@@ -60,17 +60,18 @@ def insert_vectors(
 
 def vector_models(database: Database) -> list[VectorModel]:
     """The models that have left vectors, that of the latest run first; see `Catalog.vector_models`."""
-    latest = func.max(Run.started_at)
     # Not grouped by the configuration: PostgreSQL can't compare JSON.
-    order = select(Run.fingerprint, latest.label("at")).group_by(Run.fingerprint).subquery()
+    latest = (
+        select(Run.fingerprint, func.max(Run.started_at).label("at")).group_by(Run.fingerprint).subquery()
+    )
     statement = (
-        select(Model.fingerprint, Model.name, Model.config, Model.vector_size)
-        .join(order, order.c.fingerprint == Model.fingerprint)
+        select(Model.fingerprint, Model.name, Model.config, Model.vector_size, latest.c.at)
+        .join(latest, latest.c.fingerprint == Model.fingerprint)
         .where(Model.vector_size.is_not(None))
-        .order_by(order.c.at.desc(), Model.fingerprint)
     )
     with database.read() as connection:
-        return [VectorModel(*row) for row in connection.execute(statement)]
+        rows = connection.execute(statement).all()
+    return [VectorModel(*row[:-1]) for row in sorted(rows, key=lambda row: row.at, reverse=True)]
 
 
 def vectors_of(database: Database, content_hash: str) -> dict[str, bytes]:
@@ -154,7 +155,7 @@ class _Nearest:
         scores = np.round(block.astype(np.float32) @ self._vector, _SCORE_DIGITS)
         self.count += len(uris)
         near = np.flatnonzero(scores >= self._worst)
-        self._best += [(-float(scores[place]), uris[place]) for place in near]
+        self._best += [(-float(scores[place]), uris[place]) for place in near.tolist()]
         if len(self._best) > 2 * self._wanted:
             self._best = heapq.nsmallest(self._wanted, self._best)
             self._worst = -self._best[-1][0]

@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from batchcap.captioner.protocol import Caption, CaptionerSource
-    from batchcap.run_options import Vectors
 
 
 class VectorsChoice(StrEnum):
@@ -146,7 +145,7 @@ def index(
             exclude=tuple(exclude or ()),
             allow_vanish=allow_vanish,
             gps=not no_gps,
-            vectors=cast("Vectors", vectors.value),
+            vectors=vectors.value,
             cpus=cpus,
             compute=compute,
         )
