@@ -24,7 +24,7 @@ from batchcap.cli import app
 from batchcap.collection import uri_to_path
 from batchcap.console import ProgressBar, on_one_line, preview_summary, print_error, summary
 from batchcap.errors import Reason
-from batchcap.likeness import likeness_to
+from batchcap.likeness import _model_of
 from batchcap.preview import Preview
 from batchcap.run_report import RunReport
 from tests.conftest import make_photo
@@ -505,6 +505,9 @@ def test_search_by_likeness(indexed: Indexed, tmp_path: Path, monkeypatch: pytes
     assert sorted(hit["uri"] for hit in found["hits"]) == others
     assert found["hits"][0].keys() >= {"score", "camera", "latitude", "longitude"}
 
+    again = ("index", indexed.photos, *known[3:5], "--model", indexed.bundle.path, "--vectors", "all")
+    assert json.loads(invoke(*again, "--dry-run", "--json").stdout)["unchanged"] == 9
+
     # What is not is looked at by the model that captioned, whatever its decoding options were.
     other = make_photo(tmp_path / "other.bmp", 3)  # the same pixels
     near = ("search", "--like", other, "--store", indexed.store, "--limit", 1)
@@ -512,13 +515,12 @@ def test_search_by_likeness(indexed: Indexed, tmp_path: Path, monkeypatch: pytes
     assert invoke(*near).stdout.startswith(f"{indexed.photos / '3.png'}\t")
     with Catalog.open(f"sqlite:///{indexed.store / 'catalog.db'}") as catalog:
         beams = replace(indexed.bundle, generation=replace(indexed.bundle.generation, num_beams=2))
-        assert likeness_to(catalog, str(other), lambda: beams).fingerprint == indexed.bundle.fingerprint()
+        assert _model_of(beams, catalog.vector_models()).fingerprint == indexed.bundle.fingerprint()
     assert_one_line_error(invoke(*near[:2], tmp_path / "none.png", *near[3:]), 2, "none.png: io_error")
     monkeypatch.delenv("BATCHCAP_MODEL")
     assert_one_line_error(invoke(*near), 2, "vectors are of the model tiny", "flickr8k-lite0 is not it")
     place = ("--store", tmp_path / "store")
-    made = invoke("index", other, *place, "--model", indexed.bundle.path, "--vectors", "none")
-    assert made.exit_code == 0
+    Catalog.open(f"sqlite:///{tmp_path / 'store' / 'catalog.db'}", mode="write").close()
     assert_one_line_error(invoke(*near[:3], *place), 2, "no image vectors", "--vectors all")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -183,6 +184,10 @@ def test_a_rebuilt_catalog_knows_what_was_captioned(collection: Collection) -> N
     report = collection.index()
     assert (report.captioned, report.known, report.unchanged) == (0, 3, 0)
     assert collection.index().unchanged == 3
+    # Of vectors it knows nothing, and gets them again.
+    assert collection.catalog.vector_models() == []
+    assert collection.index(vectors="all").captioned == 3
+    assert [model.vector_size for model in collection.catalog.vector_models()] == [3]
     # A picture that was changed since is captioned, and so is a new one.
     make_photo(collection.photos / "0.png", 10)
     make_photo(collection.photos / "new.png", 11)
@@ -247,8 +252,14 @@ def test_ray_captions_as_the_captioner_does_and_another_model_does_it_again(
     report = collection.index(beams, recaption=True, batch_size=8, in_process_files=39)
     assert (report.captioned, report.unchanged, report.stale) == (40, 0, 0)
     pixels = [decode_image((photos / name).read_bytes(), beams.image_spec) for name in names]
-    found = Captioner(beams, batch_size=8).caption(pixels)
+    found, vectors = Captioner(beams, batch_size=8).caption_with_vectors(pixels)
     assert collection.captions() == {name: caption.text for name, caption in zip(names, found, strict=True)}
+    stored = (
+        "SELECT vector FROM image_vector JOIN caption ON id = caption_id JOIN location USING (content_hash) "
+        f"WHERE fingerprint = '{beams.fingerprint()}' ORDER BY uri"
+    )
+    found_vectors = np.frombuffer(b"".join(vector for (vector,) in collection.query(stored)), "<f2")
+    np.testing.assert_allclose(found_vectors.reshape(40, -1), vectors, atol=4e-3)
     # History is kept, in both.
     assert collection.query("SELECT count(*), count(DISTINCT fingerprint) FROM caption") == [(80, 2)]
     assert sum(collection.log().values()) == 80
