@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, LargeBinary, bindparam, func, literal, select, update
+from sqlalchemy import Connection, LargeBinary, bindparam, case, func, literal, select, update
 from sqlalchemy.orm import aliased
 
 from batchcap.catalog.connection import Database
@@ -94,15 +94,17 @@ def search_like(
         return SearchResult(0, [])
     nearest = _Nearest(likeness.vector, offset + limit)
     own = aliased(Caption)
+    is_own = (own.content_hash == Location.content_hash) & (own.fingerprint == likeness.fingerprint)
+    # Most often the live caption is this model's, and another need not be looked for.
+    caption_id = case(
+        (Caption.fingerprint == likeness.fingerprint, Caption.id),
+        else_=select(own.id).where(is_own).correlate(Location).scalar_subquery(),
+    )
     statement = (
         wanted.select(Location.uri, ImageVector.vector)
-        .join(own, own.content_hash == Location.content_hash)
-        .join(ImageVector, ImageVector.caption_id == own.id)
-        .where(
-            own.fingerprint == likeness.fingerprint,
-            # Whatever another program may have done to one.
-            func.length(ImageVector.vector) == len(likeness.vector),
-        )
+        .join(ImageVector, ImageVector.caption_id == caption_id)
+        # Whatever another program may have done to one.
+        .where(func.length(ImageVector.vector) == len(likeness.vector))
         # The rows come as they are asked for.
         .execution_options(yield_per=_BLOCK_ROWS)
     )
