@@ -33,9 +33,10 @@ from batchcap.catalog import tables
 from batchcap.catalog.connection import Database
 from batchcap.catalog.images import insert_images
 from batchcap.catalog.records import Captioned, Failure, ModelInfo
-from batchcap.catalog.tables import Caption, Image, Location, Model, Quarantine, Result
+from batchcap.catalog.tables import Caption, Image, ImageVector, Location, Model, Quarantine, Result
 from batchcap.catalog.text import search_text
 from batchcap.catalog.vanishing import Vanished, mark_vanished
+from batchcap.catalog.vectors import insert_vectors
 from batchcap.errors import CatalogError, Reason
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class Run:
         """Stores captions and failures, all or none.
 
         It may hold the same content or the same location twice, and what was committed before. The model's
-        caption becomes the live one of its image, unless a person's is.
+        caption becomes the live one of its image, unless a person's is. A caption that is there without its
+        vector gets it.
 
         Raises:
             CatalogError: the run has lost the catalog to another, or the catalog can't be written.
@@ -142,6 +144,7 @@ class Run:
             self._check_owner(connection, counts)
             if captioned:
                 self._insert_captions(connection, captioned, now)
+                insert_vectors(self._database, connection, captioned, self.model.fingerprint)
                 self._upsert_locations(
                     connection, [_location(row, row.content_hash, now) for row in captioned]
                 )
@@ -156,13 +159,18 @@ class Run:
         self._counts = counts
 
     def commit_known(
-        self, hashed: "Sequence[tuple[FileEntry, str]]", *, recaption: bool = False
+        self,
+        hashed: "Sequence[tuple[FileEntry, str]]",
+        *,
+        recaption: bool = False,
+        fill_vectors: bool = False,
     ) -> "list[FileEntry]":
         """Stores files whose content has a caption already: no inference for what was moved or copied.
 
         Args:
             hashed: files with the sha256 of their bytes.
             recaption: whether another model's caption is not enough (a person's always is).
+            fill_vectors: whether this model's caption is not enough without a vector of the image.
 
         Returns:
             The files that must be captioned, in the order given.
@@ -172,7 +180,8 @@ class Run:
         """
         now = tables.utc_now()
         with self._database.write() as connection:
-            captioned = self._with_caption(connection, {content for _, content in hashed}, recaption)
+            contents = {content for _, content in hashed}
+            captioned = self._with_caption(connection, contents, recaption, fill_vectors)
             known = [(entry, content) for entry, content in hashed if content in captioned]
             counts = self._counts + Counter(known=len(known))
             self._check_owner(connection, counts)
@@ -313,7 +322,9 @@ class Run:
             key="uri",
         )
 
-    def _with_caption(self, connection: Connection, contents: set[str], recaption: bool) -> set[str]:
+    def _with_caption(
+        self, connection: Connection, contents: set[str], recaption: bool, fill_vectors: bool
+    ) -> set[str]:
         """Those of the contents that need no caption."""
         found: set[str] = set()
         statement = select(Image.content_hash).join(Caption, Caption.id == Image.caption_id)
@@ -325,6 +336,16 @@ class Run:
                 .exists()
             )
             statement = statement.where((Caption.source == "human") | of_this_model)
+        if fill_vectors:
+            own = aliased(Caption)
+            lacks = exists().where(
+                own.content_hash == Image.content_hash,
+                own.fingerprint == self.model.fingerprint,
+                ~exists().where(ImageVector.caption_id == own.id),
+            )
+            # As in the plan: what another model's caption shows is left as it is.
+            is_others = (Caption.source == "model") & (Caption.fingerprint != self.model.fingerprint)
+            statement = statement.where(~lacks if recaption else ~lacks | is_others)
         for chunk in _chunks(sorted(contents)):
             found.update(connection.scalars(statement.where(Image.content_hash.in_(chunk))))
         return found
