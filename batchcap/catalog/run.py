@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Select,
     and_,
     bindparam,
     case,
@@ -283,13 +282,9 @@ class Run:
         self, connection: Connection, rows: Sequence[tuple[str, str]], now: datetime, *, own: bool
     ) -> None:
         """Logs (uri, content) with this model's caption (`own`), or else with the live one."""
-        captions: Select[Any]
-        if own:
-            captions = select(Caption.content_hash, Caption.id).where(self._of_this_model())
-            content: Any = Caption.content_hash
-        else:
-            captions = select(Image.content_hash, Image.caption_id).where(Image.caption_id.is_not(None))
-            content = Image.content_hash
+        content: Any = Caption.content_hash if own else Image.content_hash
+        caption: Any = Caption.id if own else Image.caption_id
+        captions = select(content, caption).where(self._of_this_model() if own else caption.is_not(None))
         caption_ids: dict[str, int] = {}
         for chunk in _chunks(sorted({content_hash for _, content_hash in rows})):
             for content_hash, caption_id in connection.execute(captions.where(content.in_(chunk))):
