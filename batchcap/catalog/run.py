@@ -143,13 +143,15 @@ class Run:
             self._check_owner(connection, counts)
             if captioned:
                 self._insert_captions(connection, captioned, now)
-                insert_vectors(self._database, connection, captioned, self.model.fingerprint)
+                contents = {row.content_hash for row in captioned}
+                caption_ids = self._caption_ids(connection, contents, own=True)
+                insert_vectors(self._database, connection, captioned, caption_ids, self.model.fingerprint)
                 self._upsert_locations(
                     connection, [_location(row, row.content_hash, now) for row in captioned]
                 )
-                self._make_live(connection, {row.content_hash for row in captioned})
+                self._make_live(connection, contents)
                 self._log_results(
-                    connection, [(row.uri, row.content_hash) for row in captioned], now, own=True
+                    connection, [(row.uri, row.content_hash) for row in captioned], caption_ids, now
                 )
                 _leave_quarantine(connection, [row.uri for row in captioned])
             if failures:
@@ -189,9 +191,10 @@ class Run:
                     connection, [_location(entry, content, now) for entry, content in known]
                 )
                 if recaption:
-                    self._make_live(connection, {content for _, content in known})
+                    self._make_live(connection, captioned)
+                caption_ids = self._caption_ids(connection, captioned, own=False)
                 self._log_results(
-                    connection, [(entry.uri, content) for entry, content in known], now, own=False
+                    connection, [(entry.uri, content) for entry, content in known], caption_ids, now
                 )
                 _leave_quarantine(connection, [entry.uri for entry, _ in known])
         self._counts = counts
@@ -278,17 +281,25 @@ class Run:
             [{"content": content} for content in sorted(contents)],
         )
 
-    def _log_results(
-        self, connection: Connection, rows: Sequence[tuple[str, str]], now: datetime, *, own: bool
-    ) -> None:
-        """Logs (uri, content) with this model's caption (`own`), or else with the live one."""
+    def _caption_ids(self, connection: Connection, contents: set[str], *, own: bool) -> dict[str, int]:
+        """The number of this model's caption (`own`) of each content, or else of the live one."""
         content: Any = Caption.content_hash if own else Image.content_hash
         caption: Any = Caption.id if own else Image.caption_id
         captions = select(content, caption).where(self._of_this_model() if own else caption.is_not(None))
         caption_ids: dict[str, int] = {}
-        for chunk in _chunks(sorted({content_hash for _, content_hash in rows})):
+        for chunk in _chunks(sorted(contents)):
             for content_hash, caption_id in connection.execute(captions.where(content.in_(chunk))):
                 caption_ids[content_hash] = caption_id
+        return caption_ids
+
+    def _log_results(
+        self,
+        connection: Connection,
+        rows: Sequence[tuple[str, str]],
+        caption_ids: Mapping[str, int],
+        now: datetime,
+    ) -> None:
+        """Logs (uri, content) with the caption of the content."""
         self._database.insert_rows(
             connection,
             self._database.insert(Result).on_conflict_do_nothing(),

@@ -5,10 +5,10 @@ index that a run would have to keep up.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from sqlalchemy import Connection, LargeBinary, bindparam, case, func, literal, select, update
+from sqlalchemy import Connection, case, func, literal, select, update
 from sqlalchemy.orm import aliased
 
 from batchcap.catalog.connection import Database
@@ -34,26 +34,34 @@ _CHUNK = 500
 
 
 def insert_vectors(
-    database: Database, connection: Connection, rows: Sequence[Captioned], fingerprint: str
+    database: Database,
+    connection: Connection,
+    rows: Sequence[Captioned],
+    caption_ids: Mapping[str, int],
+    fingerprint: str,
 ) -> None:
-    """Stores the vectors of a commit, each once, with its model's caption of the content, which is there."""
-    vectors = [
-        {"content": row.content_hash, "the_vector": row.vector} for row in rows if row.vector is not None
-    ]
+    """Stores the vectors of a commit, each once.
+
+    Args:
+        database: the catalog's.
+        connection: in a write transaction.
+        rows: of the commit.
+        caption_ids: the number of the model's caption of each content, which is there.
+        fingerprint: of the model.
+    """
+    vectors = [(caption_ids[row.content_hash], row.vector) for row in rows if row.vector is not None]
     if not vectors:
         return
-    caption = select(Caption.id, bindparam("the_vector", type_=LargeBinary())).where(
-        Caption.content_hash == bindparam("content"), Caption.fingerprint == fingerprint
+    database.insert_rows(
+        connection,
+        database.insert(ImageVector).on_conflict_do_nothing(),
+        [{"caption_id": caption_id, "vector": vector} for caption_id, vector in vectors],
+        key="caption_id",
     )
-    connection.execute(
-        database.insert(ImageVector).from_select(["caption_id", "vector"], caption).on_conflict_do_nothing(),
-        vectors,
-    )
-    size = len(vectors[0]["the_vector"] or b"") // 2
     connection.execute(
         update(Model)
         .where(Model.fingerprint == fingerprint, Model.vector_size.is_(None))
-        .values(vector_size=size)
+        .values(vector_size=len(vectors[0][1]) // 2)
     )
 
 
