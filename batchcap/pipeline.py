@@ -384,7 +384,8 @@ class _Breaker:
             PipelineError: too many of the latest files could not be read.
         """
         self._latest.extend([False] * captioned)
-        self._latest.extend(failure.reason is Reason.IO_ERROR for failure in failures)
+        # A network drive that is gone may answer nothing at all.
+        self._latest.extend(failure.reason in (Reason.IO_ERROR, Reason.TIMEOUT) for failure in failures)
         unread = sum(self._latest)
         if unread > _BREAKER_SHARE * _BREAKER_WINDOW:
             raise PipelineError(

@@ -391,7 +391,8 @@ def failures(reason: Reason, count: int) -> list[Failure]:
 def test_breaker() -> None:
     breaker = _Breaker()
     breaker.check(0, failures(Reason.TRUNCATED, 1000))
-    breaker.check(0, failures(Reason.IO_ERROR, 200))
+    breaker.check(0, failures(Reason.IO_ERROR, 100))
+    breaker.check(0, failures(Reason.TIMEOUT, 100))
     with pytest.raises(PipelineError, match="201 of the last 1000"):
         breaker.check(0, failures(Reason.IO_ERROR, 1))
     # What is long ago is forgotten.

@@ -1,5 +1,6 @@
 """Clients that hold connections: they are cut off, and their number has an upper limit."""
 
+import asyncio
 import http.client
 import json
 import select
@@ -10,6 +11,10 @@ from contextlib import suppress
 
 import pytest
 
+from batchcap.serving.app import create_app
+from batchcap.serving.options import ServingOptions
+from batchcap.serving.server import make_server
+from tests.costless import Costless, CostlessCaptioner
 from tests.serving.conftest import Collection, served
 
 _WAIT_S = 60.0
@@ -101,6 +106,24 @@ def test_who_does_not_read_is_cut_off(port: int) -> None:
         reset = select.poll()
         reset.register(connection, 0)
         assert reset.poll(_WAIT_S * 1000) != []
+
+
+def test_who_was_let_in_when_the_server_stops_is_answered() -> None:
+    """The system has taken the connection and the request, the loop has seen neither."""
+    options = ServingOptions(decoders=1)
+    server = make_server(create_app(CostlessCaptioner(Costless()), options=options), options)
+
+    async def stop_at_once() -> bytes:
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            await server.startup([listener])
+            with connected(listener.getsockname()[1]) as connection:
+                connection.sendall(_GET + b"\r\n")
+                await server.shutdown([listener])
+                return connection.recv(65536)
+
+    assert asyncio.run(stop_at_once()).startswith(b"HTTP/1.1 200 ")
 
 
 def test_more_connections_than_there_may_be_are_refused(collection: Collection) -> None:

@@ -191,10 +191,15 @@ def test_told_to_stop_it_answers_what_it_has_taken(server: Server, photo: bytes)
             connection.sendall(head(len(photo)) + photo[:-1])
         while f"batchcap_queued_images {count}.0" not in server.get("/metrics"):
             pass
-        idle, new = connected(), connected()
+        idle = connected()
+        # From here on the system alone takes what comes, until the server finds all of it at once.
+        server.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, server.process.pid, os.WSTOPPED)
+        new = connected()
         for connection in used + new:
             connection.sendall(head(len(photo)) + photo)
         server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGCONT)
         while server.is_listening():
             pass
         for connection in begun:
