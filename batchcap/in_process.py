@@ -124,7 +124,11 @@ class InProcess:
             # What TensorFlow says at its start is for nobody.
             with quiet_stderr():
                 self._worker = CaptionWorker(
-                    self._captioner, self._fingerprint, self._options.batch_size, resources.threads_per_worker
+                    self._captioner,
+                    self._fingerprint,
+                    self._options.batch_size,
+                    resources.threads_per_worker,
+                    self._options.vectors != "none",
                 )
         return self._worker
 

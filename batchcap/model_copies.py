@@ -20,7 +20,7 @@ import numpy as np
 import ray
 
 from batchcap.captioner.images import ImageSpec
-from batchcap.captioner.protocol import CaptionerProtocol, CaptionerSource
+from batchcap.captioner.protocol import CaptionerProtocol, CaptionerSource, vector_size
 from batchcap.errors import BundleError
 
 # A copy that was used later than that is kept: the same model may be on its way here again.
@@ -68,6 +68,11 @@ class TravellingSource:
     def image_spec(self) -> ImageSpec:
         """The pictures that the model takes."""
         return self.source.image_spec
+
+    @property
+    def vector_size(self) -> int | None:
+        """Numbers of the vectors of images, if it gives any."""
+        return vector_size(self.source)
 
     def fingerprint(self) -> str:
         """The fingerprint of the model."""

@@ -130,6 +130,7 @@ def index_collection(
                 model.fingerprint,
                 retry=options.retry,
                 recaption=options.recaption,
+                fill_vectors=options.fills_vectors(captioner),
                 wave_size=options.wave_size,
                 on_todo=ray_start.note_file,
             )
@@ -276,7 +277,12 @@ class _Indexing:
             unread = [entry for entry, file in files if not file.content_hash and file.reason is None]
             self._commit_results([], [_failure(entry, file) for entry, file in files if file.reason])
             to_caption = _patiently(
-                partial(self._run.commit_known, hashed, recaption=self._options.recaption)
+                partial(
+                    self._run.commit_known,
+                    hashed,
+                    recaption=self._options.recaption,
+                    fill_vectors=self._options.fills_vectors(self._captioner),
+                )
             )
             unknown += [*unread, *to_caption]
             self._ray_start.note_file(len(unread) + len(to_caption))

@@ -94,6 +94,7 @@ def preview_index(
             fingerprint,
             retry=options.retry,
             recaption=options.recaption,
+            fill_vectors=options.fills_vectors(captioner),
             wave_size=options.wave_size,
         ):
             preview.to_caption += len(wave.todo)

@@ -225,6 +225,7 @@ def build_dataset(
                     fingerprint,
                     options.batch_size,
                     resources.threads_per_worker,
+                    options.vectors != "none",
                 ),
                 compute=caption_workers,
                 num_cpus=resources.cpus_per_worker,

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchcap.balance import block_starts
-from batchcap.captioner.protocol import CaptionerSource
+from batchcap.captioner.protocol import Caption, CaptionerSource, VectorCaptioner
 from batchcap.collection import FileEntry
 from batchcap.errors import PipelineError
 from batchcap.loading import ImageLoader
@@ -39,6 +39,8 @@ _CAPTION_FIELDS = [
     pa.field("confidence", pa.float64()),
     pa.field("token_count", pa.int32()),
 ]
+# float16[D], little-endian.
+_VECTOR_FIELDS = [pa.field("vector", pa.binary())]
 # The seconds that a block took stand in its first row, and zeros in the others: the sum is right, however
 # Ray may cut it.
 _LOADING_FIELDS = [pa.field("loading_s", pa.float64())]
@@ -47,7 +49,10 @@ _CAPTIONING_FIELDS = [pa.field("captioning_s", pa.float64()), pa.field("waiting_
 FILE_SCHEMA = pa.schema(_FILE_FIELDS)
 LOADED_SCHEMA = pa.schema([*_FILE_FIELDS, *_IMAGE_FIELDS, *_LOADING_FIELDS, pa.field("pixels", pa.binary())])
 CAPTIONED_SCHEMA = pa.schema(
-    [*_FILE_FIELDS, *_IMAGE_FIELDS, *_LOADING_FIELDS, *_CAPTION_FIELDS, *_CAPTIONING_FIELDS]
+    [
+        *(*_FILE_FIELDS, *_IMAGE_FIELDS, *_LOADING_FIELDS),
+        *(*_CAPTION_FIELDS, *_VECTOR_FIELDS, *_CAPTIONING_FIELDS),
+    ]
 )
 
 
@@ -113,13 +118,19 @@ class CaptionWorker:
         fingerprint: what its fingerprint was when the run was planned.
         batch_size: images that go through the network at once.
         num_threads: CPU threads of the network.
+        vectors: whether it also gives the vectors of images, where the captioner has such.
 
     Raises:
         PipelineError: the captioner is not the one that the run was planned with.
     """
 
     def __init__(
-        self, captioner: CaptionerSource, fingerprint: str, batch_size: int, num_threads: int
+        self,
+        captioner: CaptionerSource,
+        fingerprint: str,
+        batch_size: int,
+        num_threads: int,
+        vectors: bool = True,
     ) -> None:
         self._captioner = captioner.load_captioner(batch_size=batch_size, num_threads=num_threads)
         if self._captioner.fingerprint != fingerprint:
@@ -127,6 +138,7 @@ class CaptionWorker:
             raise PipelineError(f"the model {captioner.name} has changed since the run began")
         size = self._captioner.image_spec.image_size
         self._shape = (size, size, 3)
+        self._vectors = vectors
         # When the block before was done; none was before the first, whose wait is the start-up.
         self._done_at: float | None = None
 
@@ -140,19 +152,30 @@ class CaptionWorker:
             for value in pixels
             if value.is_valid
         ]
-        captions = self._captioner.caption(images) if images else []
+        captions, vectors = self._caption(images)
         if len(captions) != len(images):
             raise PipelineError(f"the captioner gave {len(captions)} captions for {len(images)} images")
-        following = iter(captions)
-        per_row = [next(following) if value.is_valid else None for value in pixels]
+        following = iter(zip(captions, vectors, strict=True))
+        per_row = [next(following) if value.is_valid else (None, None) for value in pixels]
         arrays = [
-            pa.array([caption and getattr(caption, field.name) for caption in per_row], field.type)
+            pa.array([caption and getattr(caption, field.name) for caption, _ in per_row], field.type)
             for field in _CAPTION_FIELDS
         ]
+        arrays.append(pa.array([vector for _, vector in per_row], _VECTOR_FIELDS[0].type))
         kept = loaded.drop_columns(["pixels"])
         self._done_at = time.perf_counter()
         seconds = [_in_first_row(s, len(loaded)) for s in (self._done_at - started, waiting_s)]
         return pa.Table.from_arrays([*kept.columns, *arrays, *seconds], schema=CAPTIONED_SCHEMA)
+
+    def _caption(self, images: list[np.ndarray]) -> tuple[list[Caption], Sequence[bytes | None]]:
+        """Captions, and the vectors as the catalog holds them."""
+        if not images:
+            return [], []
+        if not (self._vectors and isinstance(self._captioner, VectorCaptioner)):
+            captions = self._captioner.caption(images)
+            return captions, [None] * len(captions)
+        captions, vectors = self._captioner.caption_with_vectors(images)
+        return captions, [vector.astype("<f2").tobytes() for vector in vectors]
 
 
 def _in_first_row(seconds: float, rows: int) -> pa.Array:

@@ -47,14 +47,17 @@ def random_words(rng: random.Random) -> str:
 def main(
     rows: Annotated[int, typer.Option(min=1)] = 200_000,
     catalog: Annotated[str | None, typer.Option(help="Of an empty database; SQLite by default.")] = None,
+    vector_size: Annotated[int, typer.Option(min=0, help="Numbers of an image vector; 0 for none.")] = 0,
 ) -> None:
     """Writes rows, and looks at what they take."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         url = catalog or f"sqlite:///{folder / 'catalog.db'}"
-        commit_s, seal_s = write(url, folder, rows)
+        commit_s, seal_s = write(url, folder, rows, vector_size=vector_size)
         parquet = sum(part.stat().st_size for part in folder.rglob("*.parquet"))
         sizes = tables_of(url) if catalog else {"whole": {"table": (folder / "catalog.db").stat().st_size}}
+    if not vector_size:
+        sizes.pop("image_vector", None)
     by_table = {
         name: {kind: round(size / rows, 1) for kind, size in each.items()} for name, each in sizes.items()
     }
@@ -66,6 +69,7 @@ def main(
                 "rounds": 1,
                 "database": url.partition(":")[0].partition("+")[0],
                 "rows": rows,
+                "vector_size": vector_size,
                 "commit_rows": COMMIT_ROWS,
                 "committed_per_s": round(rows / commit_s, 1),
                 "sealed_per_s": round(rows / seal_s, 1),
@@ -79,14 +83,19 @@ def main(
 
 
 def write(
-    url: str, folder: Path, rows: int, write_caption: Callable[[random.Random], str] = random_words
+    url: str,
+    folder: Path,
+    rows: int,
+    write_caption: Callable[[random.Random], str] = random_words,
+    *,
+    vector_size: int = 0,
 ) -> tuple[float, float]:
     """Commits and seals rows; the seconds that each took."""
     commit_s = seal_s = 0.0
     with Catalog.open(url, mode="write") as catalog, catalog.run(["/mnt"], MODEL, {}) as run:
         store = parts.open_store(folder, catalog.uuid)
         unsealed = 0
-        for batch in batches(rows, write_caption):
+        for batch in batches(rows, write_caption, vector_size=vector_size):
             started = time.perf_counter()
             run.commit(batch)
             commit_s += time.perf_counter() - started
@@ -105,21 +114,24 @@ def seal(catalog: Catalog, store: parts.Store, run: Run) -> float:
     return time.perf_counter() - started
 
 
-def batches(rows: int, write_caption: Callable[[random.Random], str]) -> Iterator[list[Captioned]]:
+def batches(
+    rows: int, write_caption: Callable[[random.Random], str], *, vector_size: int = 0
+) -> Iterator[list[Captioned]]:
     """Rows as they are committed together."""
-    made = captioned(write_caption)
+    made = captioned(write_caption, vector_size=vector_size)
     for start in range(0, rows, COMMIT_ROWS):
         yield list(islice(made, min(COMMIT_ROWS, rows - start)))
 
 
 def captioned(
-    write_caption: Callable[[random.Random], str] = random_words, *, start: int = 0
+    write_caption: Callable[[random.Random], str] = random_words, *, start: int = 0, vector_size: int = 0
 ) -> Iterator[Captioned]:
     """Images without end, all different, in the order of their paths.
 
     Args:
         write_caption: makes the text of one.
         start: the number of the first; it has the same caption whatever `start` was.
+        vector_size: numbers of its vector; 0 for none.
     """
     for number in itertools.count(start):
         rng = random.Random(number)
@@ -138,6 +150,7 @@ def captioned(
             log_prob=-10 * rng.random(),
             confidence=rng.random(),
             token_count=12,
+            vector=rng.randbytes(2 * vector_size) if vector_size else None,
         )
 
 
@@ -164,7 +177,7 @@ def tables_of(url: str) -> dict[str, dict[str, int]]:
         ).fetchall()
     sizes: dict[str, dict[str, int]] = {}
     for table, kind, size_bytes in found:
-        if table in ("caption", "image", "location", "result"):
+        if table in ("caption", "image", "image_vector", "location", "result"):
             sizes.setdefault(table, {})[kind] = size_bytes
     return sizes
 

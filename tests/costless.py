@@ -27,6 +27,7 @@ class Costless:
         dies: how many of them do so instead of captioning, if there is such a file.
         fails: whether it raises instead of captioning.
         loads_tensorflow: whether its workers do, as those of a network.
+        vector_size: 3, or None for one that gives no vectors of images.
     """
 
     name: str = "costless"
@@ -34,6 +35,7 @@ class Costless:
     dies: int = 1
     fails: bool = False
     loads_tensorflow: bool = False
+    vector_size: int | None = 3
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -51,7 +53,7 @@ class Costless:
 
             # Its threads start with its first operation.
             tf.random.normal((100, 100)).numpy()
-        return CostlessCaptioner(self)
+        return CostlessCaptioner(self) if self.vector_size is None else CostlessVectorCaptioner(self)
 
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
         if self.fails:
@@ -67,6 +69,12 @@ class Costless:
     def caption_one(self, pixels: np.ndarray) -> Caption:
         red, green, blue = (round(float(mean)) for mean in pixels.mean((0, 1)))
         return Caption(f"{self.name} red {red} green {green} blue {blue}", -1.5, 0.5, 7)
+
+
+def colour_vector(pixels: np.ndarray) -> np.ndarray:
+    """Float16[3], of length one: pictures of like hue are alike."""
+    means = pixels.mean((0, 1)) + 1.0
+    return (means / np.linalg.norm(means)).astype(np.float16)
 
 
 @dataclass(frozen=True)
@@ -85,3 +93,13 @@ class CostlessCaptioner:
 
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
         return self.source.caption(images)
+
+
+class CostlessVectorCaptioner(CostlessCaptioner):
+    """One that also says how alike pictures are."""
+
+    def caption_with_vectors(self, images: Sequence[np.ndarray]) -> tuple[list[Caption], np.ndarray]:
+        return self.caption(images), self.image_vectors(images)
+
+    def image_vectors(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([colour_vector(image) for image in images])

@@ -24,6 +24,7 @@ from batchcap.cli import app
 from batchcap.collection import uri_to_path
 from batchcap.console import ProgressBar, on_one_line, preview_summary, print_error, summary
 from batchcap.errors import Reason
+from batchcap.likeness import _model_of
 from batchcap.preview import Preview
 from batchcap.run_report import RunReport
 from tests.conftest import make_photo
@@ -485,6 +486,36 @@ def test_search(indexed: Indexed) -> None:
     assert plain.stderr == f"1-{found['total']} of {found['total']} found\n"
     nothing = invoke("search", "zebra", "--store", indexed.store)
     assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "0 found\n")
+
+
+def test_search_by_likeness(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is known needs no model.
+    known = ("search", "--like", indexed.photos / "3.png", "--store", indexed.store, "--json")
+    done, seen = watched(tmp_path / "report", *known)
+    assert done.returncode == 0, done.stderr
+    assert HEAVY.isdisjoint(seen["modules"])
+    found = json.loads(done.stdout)
+    others = [uri for uri in indexed.good if uri != str(indexed.photos / "3.png")]
+    assert sorted(hit["uri"] for hit in found["hits"]) == others
+    assert found["hits"][0].keys() >= {"score", "camera", "latitude", "longitude"}
+
+    again = ("index", indexed.photos, *known[3:5], "--model", indexed.bundle.path, "--vectors", "all")
+    assert json.loads(invoke(*again, "--dry-run", "--json").stdout)["unchanged"] == 9
+
+    # What is not is looked at by the model that captioned, whatever its decoding options were.
+    other = make_photo(tmp_path / "other.bmp", 3)  # the same pixels
+    near = ("search", "--like", other, "--store", indexed.store, "--limit", 1)
+    monkeypatch.setenv("BATCHCAP_MODEL", str(indexed.bundle.path))
+    assert invoke(*near).stdout.startswith(f"{indexed.photos / '3.png'}\t")
+    with Catalog.open(f"sqlite:///{indexed.store / 'catalog.db'}") as catalog:
+        beams = replace(indexed.bundle, generation=replace(indexed.bundle.generation, num_beams=2))
+        assert _model_of(beams, catalog.vector_models()).fingerprint == indexed.bundle.fingerprint()
+    assert_one_line_error(invoke(*near[:2], tmp_path / "none.png", *near[3:]), 2, "none.png: io_error")
+    monkeypatch.delenv("BATCHCAP_MODEL")
+    assert_one_line_error(invoke(*near), 2, "vectors are of the model tiny", "flickr8k-lite0 is not it")
+    place = ("--store", tmp_path / "store")
+    Catalog.open(f"sqlite:///{tmp_path / 'store' / 'catalog.db'}", mode="write").close()
+    assert_one_line_error(invoke(*near[:3], *place), 2, "no image vectors", "--vectors all")
 
 
 def test_sql(indexed: Indexed, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Forgetting a file: nothing of it is left, nothing else is lost, and a kill leaves work for the next run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from batchcap.verify import verify_store
 MODEL = ModelInfo("f" * 64, "small")
 SECRET = "/photos/secret.jpg"
 WORD = "xylophone"
+VECTOR = b"the vector of xylophones"
 
 
 def captioned(uri: str, text: str, content: str | None = None) -> Captioned:
@@ -28,7 +30,8 @@ def fill(catalog: Catalog, store: Path) -> None:
     with catalog.run(["/photos"], MODEL, {}) as run:
         run.commit([captioned(SECRET, f"an old {WORD}", "old content")])
         parts.seal(catalog, opened, run)
-        run.commit([captioned(SECRET, f"a {WORD}"), captioned("/photos/a.jpg", "a dog")])
+        run.commit([replace(captioned(SECRET, f"a {WORD}"), vector=VECTOR)])
+        run.commit([replace(captioned("/photos/a.jpg", "a dog"), vector=bytes(len(VECTOR)))])
         run.commit([captioned("/photos/b.jpg", "a cat")])
         parts.seal(catalog, opened, run)
         run.commit([], [Failure(SECRET, 2, 2, None, Reason.IO_ERROR, "once")])
@@ -79,12 +82,13 @@ def test_nothing_is_left_of_it_and_all_else_stays(catalog: Catalog, store: Path)
     assert logged(catalog) == LEFT
     check_clean(catalog, store, rows=2)
     assert catalog.status().images == 2
+    with catalog.query("SELECT content_hash FROM image_vector JOIN caption ON id = caption_id") as left:
+        assert list(left.rows) == [("content of /photos/a.jpg",)]
     assert len(list((store / "captions").iterdir())) == 1
     # Not a byte of it, in any file.
     if catalog._database.name == "sqlite":
-        assert not [
-            path for path in store.rglob("*") if path.is_file() and WORD.encode() in path.read_bytes()
-        ]
+        contents = [path.read_bytes() for path in store.rglob("*") if path.is_file()]
+        assert not [content for content in contents if WORD.encode() in content or VECTOR in content]
     with pytest.raises(CatalogError, match=f"knows no file {SECRET}"):
         forget_file(catalog, store, SECRET)
     # It can be captioned again.

@@ -26,7 +26,13 @@ _STAGES = _MIDDLE | {"batchcap.run_options", "batchcap.run_report", "batchcap.st
 _RUNS = _STAGES | {
     *("batchcap.pipeline", "batchcap.preview", "batchcap.observers", "batchcap.report", "batchcap.submit"),
     *("batchcap.verify", "batchcap.rebuild", "batchcap.thumbnails", "batchcap.contact_sheet"),
-    *("batchcap.exchange", "batchcap.forgetting", "batchcap.repair", "batchcap.sampling"),
+    *(
+        "batchcap.exchange",
+        "batchcap.forgetting",
+        "batchcap.likeness",
+        "batchcap.repair",
+        "batchcap.sampling",
+    ),
 }
 MAY_IMPORT = {
     "batchcap": _RUNS,  # its public names, and these lazily: see below
@@ -63,6 +69,7 @@ MAY_IMPORT = {
     "batchcap.rebuild": _MIDDLE | {"batchcap.verify"},
     "batchcap.sampling": _STAGES | {"batchcap.contact_sheet", "batchcap.in_process"},
     "batchcap.repair": _MIDDLE | {"batchcap.verify"},
+    "batchcap.likeness": _MIDDLE,
     "batchcap.preview": _STAGES | {"batchcap.sampling"},
     "batchcap.observers": _STAGES,
     "batchcap.thumbnails": _MIDDLE,

@@ -1,5 +1,6 @@
 """What people do with captions on the command line: edit, export, import, forget, and docs/captions.md."""
 
+import hashlib
 import io
 import json
 import re
@@ -140,7 +141,8 @@ def test_every_command_of_the_page_runs(folder: Path, monkeypatch: pytest.Monkey
     """In their order, as a reader would, who has a table of another model's captions."""
     (folder / "photos" / "a.png").rename(folder / "photos" / "a.jpg")
     uri = str(folder / "photos" / "a.jpg")
-    row = Captioned(uri, 1, 1, None, "a" * 64, 30, 20, "jpeg", None, "a dog", -1.0, 0.4, 3)
+    content = hashlib.sha256(Path(uri).read_bytes()).hexdigest()
+    row = Captioned(uri, 1, 1, None, content, 30, 20, "jpeg", None, "a dog", -1.0, 0.4, 3, vector=b"\x00<")
     url = f"sqlite:///{folder / 'store' / 'catalog.db'}"
     with Catalog.open(url, mode="write") as catalog, catalog.run([], ModelInfo("f" * 64, "m"), {}) as run:
         run.commit([row])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -31,7 +32,7 @@ from batchcap.run_options import IndexOptions
 from batchcap.run_report import Progress, RunReport
 from batchcap.verify import verify_store
 from tests.conftest import make_photo
-from tests.costless import Costless
+from tests.costless import Costless, colour_vector
 from tests.exif_blocks import WHOLE, saved, whole
 
 
@@ -133,6 +134,29 @@ def test_where_pictures_were_taken_may_be_left_out_and_comes_with_a_later_run(
         assert verify_store(rebuilt, collection.store).findings == []
 
 
+def test_vectors_come_with_captions_unless_one_says_so_and_can_be_added(collection: Collection) -> None:
+    stored = "SELECT uri, vector FROM image_vector JOIN result USING (caption_id) ORDER BY uri"
+    assert collection.index(vectors="none").captioned == 3
+    assert collection.query(stored) == [] and collection.catalog.vector_models() == []
+    assert collection.index().unchanged == 3
+    assert collection.query(stored) == []
+    # A captioner without vectors has none to add.
+    assert collection.index(Costless(vector_size=None), vectors="all").unchanged == 3
+    assert collection.index(vectors="all").captioned == 3
+    pixels = {
+        str(path): decode_image(path.read_bytes(), Costless().image_spec)
+        for path in sorted(collection.photos.iterdir())
+    }
+    assert collection.query(stored) == [
+        (name, colour_vector(image).astype("<f2").tobytes()) for name, image in pixels.items()
+    ]
+    assert collection.index(vectors="all").unchanged == 3
+    make_photo(collection.photos / "new.png", 9)
+    assert collection.index().captioned == 1
+    assert len(collection.query(stored)) == 4
+    assert verify_store(collection.catalog, collection.store).findings == []
+
+
 def test_the_report_says_where_the_time_went(collection: Collection) -> None:
     report = collection.index(batch_size=2)
     # Blocks of two files and of one: the one that is committed first starts the clock, whichever it is.
@@ -162,6 +186,10 @@ def test_a_rebuilt_catalog_knows_what_was_captioned(collection: Collection) -> N
     report = collection.index()
     assert (report.captioned, report.known, report.unchanged) == (0, 3, 0)
     assert collection.index().unchanged == 3
+    # Of vectors it knows nothing, and gets them again.
+    assert collection.catalog.vector_models() == []
+    assert collection.index(vectors="all").captioned == 3
+    assert [model.vector_size for model in collection.catalog.vector_models()] == [3]
     # A picture that was changed since is captioned, and so is a new one.
     make_photo(collection.photos / "0.png", 10)
     make_photo(collection.photos / "new.png", 11)
@@ -226,8 +254,14 @@ def test_ray_captions_as_the_captioner_does_and_another_model_does_it_again(
     report = collection.index(beams, recaption=True, batch_size=8, in_process_files=39)
     assert (report.captioned, report.unchanged, report.stale) == (40, 0, 0)
     pixels = [decode_image((photos / name).read_bytes(), beams.image_spec) for name in names]
-    found = Captioner(beams, batch_size=8).caption(pixels)
+    found, vectors = Captioner(beams, batch_size=8).caption_with_vectors(pixels)
     assert collection.captions() == {name: caption.text for name, caption in zip(names, found, strict=True)}
+    stored = (
+        "SELECT vector FROM image_vector JOIN caption ON id = caption_id JOIN location USING (content_hash) "
+        f"WHERE fingerprint = '{beams.fingerprint()}' ORDER BY uri"
+    )
+    found_vectors = np.frombuffer(b"".join(vector for (vector,) in collection.query(stored)), "<f2")
+    np.testing.assert_allclose(found_vectors.reshape(40, -1), vectors, atol=4e-3)
     # History is kept, in both.
     assert collection.query("SELECT count(*), count(DISTINCT fingerprint) FROM caption") == [(80, 2)]
     assert sum(collection.log().values()) == 80

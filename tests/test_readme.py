@@ -58,7 +58,7 @@ def test_ci_runs_what_make_is_told() -> None:
 
 
 def test_every_other_command_runs(printed: dict[str, str], reader: Path) -> None:
-    assert len(printed) == 26
+    assert len(printed) == 27
     assert printed["batchcap search cat"].count("chelsea.png") == 1
     assert (reader / "found.html").exists() and (reader / "photos" / "chelsea.png.xmp").exists()
     caption = next(text for command, text in printed.items() if command.startswith("batchcap caption"))

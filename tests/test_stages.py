@@ -9,7 +9,7 @@ from batchcap.captioner.images import decode_image
 from batchcap.errors import PipelineError
 from batchcap.stages import CAPTIONED_SCHEMA, LOADED_SCHEMA, CaptionWorker, LoadImages
 from tests.conftest import make_photo, table_of
-from tests.costless import Costless
+from tests.costless import Costless, colour_vector
 from tests.exif_blocks import WHOLE, saved, whole
 
 
@@ -37,6 +37,14 @@ def test_stages_turn_files_into_captions_and_reasons(tmp_path: Path) -> None:
     pixels = decode_image(good.read_bytes(), Costless().image_spec)
     assert captioned["text"].to_pylist() == [None, Costless().caption_one(pixels).text]
     assert captioned["uri"].to_pylist() == [str(bad), str(good)]
+    assert captioned["vector"].to_pylist() == [None, colour_vector(pixels).astype("<f2").tobytes()]
+    for without in (
+        CaptionWorker(Costless(), Costless().fingerprint(), 8, 1, vectors=False),
+        worker(Costless(vector_size=None)),
+    ):
+        table = without(loaded)
+        assert table["vector"].to_pylist() == [None, None]
+        assert table["text"].equals(captioned["text"])
     assert captioned.to_pylist()[1]["width"] == 80
     # What the block took stands in its first row; waiting is only what comes after another block.
     assert captioned["loading_s"].to_pylist() == [loaded["loading_s"][0].as_py(), 0.0]

@@ -120,6 +120,11 @@ class Bundle:
         """The pictures that the model takes."""
         return self.config.image
 
+    @property
+    def vector_size(self) -> int:
+        """Numbers of the vector that its captioner gives of an image."""
+        return self.config.embed_dim
+
     def describe(self) -> dict[str, Any]:
         """The model's configuration and decoding options, for the record."""
         return {

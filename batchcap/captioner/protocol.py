@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,11 +45,25 @@ class CaptionerProtocol(Protocol):
         ...
 
 
+@runtime_checkable
+class VectorCaptioner(CaptionerProtocol, Protocol):
+    """A captioner that also says where images lie among others: then they can be searched by likeness."""
+
+    def caption_with_vectors(self, images: Sequence[np.ndarray]) -> tuple[list[Caption], np.ndarray]:
+        """Captions as `caption` does, and float16[N, D], a vector of length one an image."""
+        ...
+
+    def image_vectors(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """The vectors alone, float16[N, D]."""
+        ...
+
+
 class CaptionerSource(Protocol):
     """What a run is given: enough to plan, and a way for each worker to load the captioner.
 
     It is sent to the workers, so it should be small: a path, not weights. `batchcap.captioner.bundle.Bundle`
-    is the usual one; `batchcap.captioner.sources.open_source` opens any that the command line names.
+    is the usual one; `batchcap.captioner.sources.open_source` opens any that the command line names. It has
+    a `vector_size` as well, if its captioner is a `VectorCaptioner`: the D of its vectors.
     """
 
     @property
@@ -78,3 +92,9 @@ class CaptionerSource(Protocol):
             num_threads: CPU threads that the captioner may use.
         """
         ...
+
+
+def vector_size(source: CaptionerSource) -> int | None:
+    """Numbers of the vectors that a source's captioner gives of images; None if it gives none."""
+    size: int | None = getattr(source, "vector_size", None)
+    return size

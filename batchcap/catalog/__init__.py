@@ -18,6 +18,7 @@ from batchcap.catalog.records import (
     CaptionFilter,
     Failure,
     Forgotten,
+    Likeness,
     ModelInfo,
     PartInfo,
     QuarantinedFile,
@@ -26,6 +27,7 @@ from batchcap.catalog.records import (
     SearchResult,
     Status,
     Uncertain,
+    VectorModel,
     Wave,
 )
 from batchcap.catalog.resources import NamedQuery, named_queries
@@ -50,6 +52,7 @@ __all__ = [
     "FindingKind",
     "Forgotten",
     "Gallery",
+    "Likeness",
     "LiveCaption",
     "MissingFiles",
     "ModelInfo",
@@ -69,6 +72,7 @@ __all__ = [
     "Uncertain",
     "UriList",
     "Vanished",
+    "VectorModel",
     "Wave",
     "named_queries",
     "one_caption",

@@ -21,12 +21,14 @@ from batchcap.catalog.rebuild import Rebuild, ServerRebuild
 from batchcap.catalog.records import (
     CaptionFilter,
     Forgotten,
+    Likeness,
     ModelInfo,
     PartInfo,
     QuarantinedFile,
     SearchResult,
     Status,
     Uncertain,
+    VectorModel,
     Wave,
 )
 from batchcap.catalog.resources import NamedQuery, named_queries
@@ -47,6 +49,7 @@ from batchcap.catalog.sealing import (
 from batchcap.catalog.search import search
 from batchcap.catalog.sqlite import SqliteDatabase
 from batchcap.catalog.status import catalog_uuid, read_pace, read_quarantine, read_status
+from batchcap.catalog.vectors import search_like, vector_models, vectors_of
 from batchcap.errors import Reason
 
 if TYPE_CHECKING:
@@ -148,6 +151,7 @@ class Catalog:
         *,
         retry: Collection[Reason] = (),
         recaption: bool = False,
+        fill_vectors: bool = False,
         wave_size: int = 500_000,
         on_todo: Callable[[], None] | None = None,
     ) -> Iterator[Wave]:
@@ -161,6 +165,7 @@ class Catalog:
             retry: reasons for which files in the quarantine are tried again although they have not changed.
                 `io_error` always is, `timeout` and `worker_crash` up to three attempts.
             recaption: whether files with another model's caption are captioned again.
+            fill_vectors: whether files are that this model captioned without leaving a vector of the image.
             wave_size: files in `todo` and `maybe_known` of one wave, together, at most.
             on_todo: called for each file that must be captioned, as soon as it is known; its wave is whole
                 only later.
@@ -177,6 +182,7 @@ class Catalog:
             fingerprint,
             retry=retry,
             recaption=recaption,
+            fill_vectors=fill_vectors,
             wave_size=wave_size,
             on_todo=on_todo,
         )
@@ -203,6 +209,41 @@ class Catalog:
             where: what else must hold.
         """
         return search(self._database, query, limit=limit, offset=offset, where=where or CaptionFilter())
+
+    def search_like(
+        self,
+        likeness: Likeness,
+        query: str = "",
+        *,
+        limit: int = 20,
+        offset: int = 0,
+        where: CaptionFilter | None = None,
+    ) -> SearchResult:
+        """Finds locations by the likeness of their images to one, nearest first.
+
+        All vectors of the model are looked at, but those that words and filters leave out.
+
+        Args:
+            likeness: the image, and the model in whose eyes others are like it; see `vector_models`.
+            query: words as `search` takes them; the order is by likeness all the same.
+            limit: hits to return at most.
+            offset: hits to skip.
+            where: what else must hold.
+        """
+        where = where or CaptionFilter()
+        return search_like(self._database, likeness, query, limit=limit, offset=offset, where=where)
+
+    def vector_models(self) -> list[VectorModel]:
+        """The models that have left vectors of images, that of the latest run first."""
+        return vector_models(self._database)
+
+    def vectors_of(self, content_hash: str) -> dict[str, bytes]:
+        """The vectors of an image, by the fingerprint of the model; empty if there are none.
+
+        Args:
+            content_hash: sha256 of the bytes, in hexadecimal.
+        """
+        return vectors_of(self._database, content_hash)
 
     def write_captions(
         self,

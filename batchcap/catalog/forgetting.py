@@ -9,7 +9,7 @@ from sqlalchemy.orm import aliased
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.records import Forgotten
-from batchcap.catalog.tables import Caption, Image, Location, Part, Quarantine, Result
+from batchcap.catalog.tables import Caption, Image, ImageVector, Location, Part, Quarantine, Result
 from batchcap.errors import CatalogError
 
 
@@ -87,6 +87,9 @@ def _erase(connection: Connection, content: str) -> int:
         .scalar_subquery()
     )
     connection.execute(update(Image).where(Image.content_hash == content).values(caption_id=live))
-    erased = connection.execute(delete(Caption).where(Caption.content_hash == content, ~is_logged)).rowcount
+    is_erased = (Caption.content_hash == content) & ~is_logged
+    vectors = ImageVector.caption_id.in_(select(Caption.id).where(is_erased))
+    connection.execute(delete(ImageVector).where(vectors))
+    erased = connection.execute(delete(Caption).where(is_erased)).rowcount
     connection.execute(delete(Image).where(Image.content_hash == content, Image.caption_id.is_(None)))
     return erased

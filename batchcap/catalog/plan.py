@@ -16,7 +16,7 @@ from sqlalchemy.orm import aliased
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.records import Wave
-from batchcap.catalog.tables import Caption, Image, Location, Quarantine
+from batchcap.catalog.tables import Caption, Image, ImageVector, Location, Quarantine
 from batchcap.errors import Reason
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class LocationRow(NamedTuple):
     """A location and its live caption; what is said of the caption is None where there is none.
 
     `recaptioned`: the live caption is another model's, but the content has one of this model too.
+    `lacks_vector`: the content has a caption of this model and no vector; false where nobody asks for that.
     """
 
     uri: str
@@ -66,6 +67,7 @@ class LocationRow(NamedTuple):
     source: str | None
     fingerprint: str | None
     recaptioned: bool
+    lacks_vector: bool
 
 
 class QuarantineRow(NamedTuple):
@@ -111,6 +113,7 @@ def plan_waves(
     *,
     retry: Collection[Reason],
     recaption: bool,
+    fill_vectors: bool,
     wave_size: int,
     on_todo: Callable[[], None] | None = None,
 ) -> "Iterator[Wave]":
@@ -118,7 +121,7 @@ def plan_waves(
     if wave_size < 1:
         raise ValueError(f"wave_size must be at least 1, not {wave_size}")
     locations: _SortedRows[LocationRow] = _SortedRows(
-        database, partial(_location_page, fingerprint=fingerprint)
+        database, partial(_location_page, fingerprint=fingerprint, fill_vectors=fill_vectors)
     )
     quarantine: _SortedRows[QuarantineRow] = _SortedRows(database, _quarantine_page)
     wave, counted, size = Wave(), False, min(wave_size, _FIRST_WAVE)
@@ -136,20 +139,22 @@ def plan_waves(
             # It failed as another file and is what was captioned again: a look ends its quarantine.
             restored = done and poison is not None and not same_file(entry, poison)
             recaptions = stale and recaption
-            if done and not restored and not recaptions:
+            # Another model's may be live: then it is that model's business, unless this one's is to be.
+            fills = done and location is not None and location.lacks_vector and (recaptions or not stale)
+            if done and not restored and not recaptions and not fills:
                 wave.unchanged += 1
                 continue
             if poison is not None and same_file(entry, poison) and not may_retry(poison, retry):
                 wave.quarantined += 1
                 continue
             wave.new += not there
-            wave.changed += there and not recaptions
+            wave.changed += there and not recaptions and not fills
             if likeness is None:
                 likeness = _find_likeness(database, chunk)
             if location is not None:
                 # A file that changed, or came back, may hold what is known. One that is to be captioned again
                 # is only hashed where this model's caption of it is known.
-                maybe_known, same_size = location.recaptioned or not recaptions, False
+                maybe_known, same_size = not fills and (location.recaptioned or not recaptions), False
             else:
                 maybe_known = entry.uri in likeness.uris
                 same_size = entry.size_bytes in likeness.sizes
@@ -222,11 +227,13 @@ def _name(uri: str) -> str:
 
 
 def _location_page(
-    connection: Connection, first_uri: str, rows: int, *, fingerprint: str
+    connection: Connection, first_uri: str, rows: int, *, fingerprint: str, fill_vectors: bool = False
 ) -> list[LocationRow]:
     """Locations from `first_uri` on, each with its live caption."""
     own = aliased(Caption)
-    has_own = exists().where(own.content_hash == Location.content_hash, own.fingerprint == fingerprint)
+    is_own = (own.content_hash == Location.content_hash) & (own.fingerprint == fingerprint)
+    has_own = exists().where(is_own)
+    has_vector = exists().where(ImageVector.caption_id == own.id)
     statement = (
         select(
             Location.uri,
@@ -239,6 +246,7 @@ def _location_page(
             Caption.fingerprint,
             # Not looked up where the live caption is this model's own or a person's.
             case((Caption.fingerprint != fingerprint, has_own), else_=false()),
+            exists().where(is_own, ~has_vector) if fill_vectors else false(),
         )
         .join(Image, Image.content_hash == Location.content_hash)
         .outerjoin(Caption, Caption.id == Image.caption_id)

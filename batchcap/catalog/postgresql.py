@@ -295,9 +295,12 @@ class PostgresDatabase(Database):
     def admit_readers(self) -> None:
         """Makes the role that queries are answered as, and grants it to read the catalog and no more."""
         with self.write() as connection:
-            (exists, is_ours, can_read) = connection.execute(text(_READER_STATE), {"role": READER}).one()
+            names = [*Base.metadata.tables, "captions"]
+            (exists, is_ours, can_read) = connection.execute(
+                text(_READER_STATE), {"role": READER, "names": names}
+            ).one()
             schema = _schema(connection)
-            tables = ", ".join(f"{schema}.{name}" for name in (*Base.metadata.tables, "captions"))
+            tables = ", ".join(f"{schema}.{name}" for name in names)
             if not exists:
                 exists = is_ours = _attempt(
                     connection, f"CREATE ROLE {READER} NOLOGIN", f"GRANT {READER} TO CURRENT_USER"
@@ -319,7 +322,8 @@ class PostgresDatabase(Database):
 _READER_STATE = """\
 SELECT role.oid IS NOT NULL,
        coalesce(pg_has_role(role.oid, 'MEMBER'), false),
-       coalesce(has_table_privilege(role.oid, to_regclass('captions'), 'SELECT'), false)
+       (SELECT bool_and(coalesce(has_table_privilege(role.oid, to_regclass(name), 'SELECT'), false))
+        FROM unnest(CAST(:names AS text[])) AS name)
 FROM (VALUES (1)) AS one LEFT JOIN pg_roles AS role ON role.rolname = :role"""
 
 

@@ -47,6 +47,8 @@ class Captioned:
         camera: make and model.
         latitude: where the picture was taken, in degrees, north positive.
         longitude: in degrees, east positive; None if and only if the latitude is.
+        vector: of the image, as the model sees it: float16[D], little-endian, of length one; None of a
+            captioner that gives none.
     """
 
     uri: str
@@ -65,6 +67,7 @@ class Captioned:
     camera: str | None = None
     latitude: float | None = None
     longitude: float | None = None
+    vector: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +192,16 @@ class SearchHit:
         source: "model" or "human".
         width: in pixels.
         height: in pixels.
-        score: the better, the higher; comparable within one search only. 0 where no words were asked for.
+        score: the better, the higher; comparable within one search only. 0 where no words were asked for. By
+            likeness: the cosine of the angle between the two images' vectors, at most 1.
         spans: where in `caption` the words of the query stand, as (start, end), ascending.
         model: the name of the model that made the caption; None for a person's.
         format: of the file, such as `jpeg`.
         taken_at: when the picture was taken, local time of the camera, naive; if that is known.
         captioned_at: when the caption was made.
+        camera: make and model, if that is known.
+        latitude: where the picture was taken, in degrees, north positive.
+        longitude: in degrees, east positive; None if and only if the latitude is.
     """
 
     uri: str
@@ -209,6 +216,9 @@ class SearchHit:
     format: str | None = None
     taken_at: datetime | None = None
     captioned_at: datetime | None = None
+    camera: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
 
     def highlighted(self, before: str = "[", after: str = "]") -> str:
         """The caption with marks around the words of the query.
@@ -236,6 +246,38 @@ class SearchHit:
         moved = len(before) - start
         spans = tuple((a + moved, b + moved) for a, b in self.spans if start <= a and b <= end)
         return replace(self, caption=f"{before}{self.caption[start:end]}{after}", spans=spans)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorModel:
+    """A model that has left vectors in the catalog.
+
+    Args:
+        fingerprint: of the model.
+        name: what people call it.
+        config: its configuration, as it was when it first captioned.
+        vector_size: numbers of a vector.
+    """
+
+    fingerprint: str
+    name: str
+    config: Mapping[str, Any]
+    vector_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """An image that others are to be like.
+
+    Args:
+        fingerprint: of the model whose vectors are compared.
+        vector: of the image: float16[D], little-endian.
+        uri: a location that is no answer, for it is what was asked; None where there is none.
+    """
+
+    fingerprint: str
+    vector: bytes
+    uri: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

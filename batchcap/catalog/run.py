@@ -32,9 +32,10 @@ from batchcap.catalog import tables
 from batchcap.catalog.connection import Database
 from batchcap.catalog.images import insert_images
 from batchcap.catalog.records import Captioned, Failure, ModelInfo
-from batchcap.catalog.tables import Caption, Image, Location, Model, Quarantine, Result
+from batchcap.catalog.tables import Caption, Image, ImageVector, Location, Model, Quarantine, Result
 from batchcap.catalog.text import search_text
 from batchcap.catalog.vanishing import Vanished, mark_vanished
+from batchcap.catalog.vectors import insert_vectors
 from batchcap.errors import CatalogError, Reason
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ class Run:
         """Stores captions and failures, all or none.
 
         It may hold the same content or the same location twice, and what was committed before. The model's
-        caption becomes the live one of its image, unless a person's is.
+        caption becomes the live one of its image, unless a person's is. A caption that is there without its
+        vector gets it.
 
         Raises:
             CatalogError: the run has lost the catalog to another, or the catalog can't be written.
@@ -141,12 +143,15 @@ class Run:
             self._check_owner(connection, counts)
             if captioned:
                 self._insert_captions(connection, captioned, now)
+                contents = {row.content_hash for row in captioned}
+                caption_ids = self._caption_ids(connection, contents, own=True)
+                insert_vectors(self._database, connection, captioned, caption_ids, self.model.fingerprint)
                 self._upsert_locations(
                     connection, [_location(row, row.content_hash, now) for row in captioned]
                 )
-                self._make_live(connection, {row.content_hash for row in captioned})
+                self._make_live(connection, contents)
                 self._log_results(
-                    connection, [(row.uri, row.content_hash) for row in captioned], now, own=True
+                    connection, [(row.uri, row.content_hash) for row in captioned], caption_ids, now
                 )
                 _leave_quarantine(connection, [row.uri for row in captioned])
             if failures:
@@ -155,13 +160,18 @@ class Run:
         self._counts = counts
 
     def commit_known(
-        self, hashed: "Sequence[tuple[FileEntry, str]]", *, recaption: bool = False
+        self,
+        hashed: "Sequence[tuple[FileEntry, str]]",
+        *,
+        recaption: bool = False,
+        fill_vectors: bool = False,
     ) -> "list[FileEntry]":
         """Stores files whose content has a caption already: no inference for what was moved or copied.
 
         Args:
             hashed: files with the sha256 of their bytes.
             recaption: whether another model's caption is not enough (a person's always is).
+            fill_vectors: whether this model's caption is not enough without a vector of the image.
 
         Returns:
             The files that must be captioned, in the order given.
@@ -171,7 +181,8 @@ class Run:
         """
         now = tables.utc_now()
         with self._database.write() as connection:
-            captioned = self._with_caption(connection, {content for _, content in hashed}, recaption)
+            contents = {content for _, content in hashed}
+            captioned = self._with_caption(connection, contents, recaption, fill_vectors)
             known = [(entry, content) for entry, content in hashed if content in captioned]
             counts = self._counts + Counter(known=len(known))
             self._check_owner(connection, counts)
@@ -180,9 +191,10 @@ class Run:
                     connection, [_location(entry, content, now) for entry, content in known]
                 )
                 if recaption:
-                    self._make_live(connection, {content for _, content in known})
+                    self._make_live(connection, captioned)
+                caption_ids = self._caption_ids(connection, captioned, own=False)
                 self._log_results(
-                    connection, [(entry.uri, content) for entry, content in known], now, own=False
+                    connection, [(entry.uri, content) for entry, content in known], caption_ids, now
                 )
                 _leave_quarantine(connection, [entry.uri for entry, _ in known])
         self._counts = counts
@@ -269,17 +281,25 @@ class Run:
             [{"content": content} for content in sorted(contents)],
         )
 
-    def _log_results(
-        self, connection: Connection, rows: Sequence[tuple[str, str]], now: datetime, *, own: bool
-    ) -> None:
-        """Logs (uri, content) with this model's caption (`own`), or else with the live one."""
+    def _caption_ids(self, connection: Connection, contents: set[str], *, own: bool) -> dict[str, int]:
+        """The number of this model's caption (`own`) of each content, or else of the live one."""
         content: Any = Caption.content_hash if own else Image.content_hash
         caption: Any = Caption.id if own else Image.caption_id
         captions = select(content, caption).where(self._of_this_model() if own else caption.is_not(None))
         caption_ids: dict[str, int] = {}
-        for chunk in _chunks(sorted({content_hash for _, content_hash in rows})):
+        for chunk in _chunks(sorted(contents)):
             for content_hash, caption_id in connection.execute(captions.where(content.in_(chunk))):
                 caption_ids[content_hash] = caption_id
+        return caption_ids
+
+    def _log_results(
+        self,
+        connection: Connection,
+        rows: Sequence[tuple[str, str]],
+        caption_ids: Mapping[str, int],
+        now: datetime,
+    ) -> None:
+        """Logs (uri, content) with the caption of the content."""
         self._database.insert_rows(
             connection,
             self._database.insert(Result).on_conflict_do_nothing(),
@@ -308,7 +328,9 @@ class Run:
             key="uri",
         )
 
-    def _with_caption(self, connection: Connection, contents: set[str], recaption: bool) -> set[str]:
+    def _with_caption(
+        self, connection: Connection, contents: set[str], recaption: bool, fill_vectors: bool
+    ) -> set[str]:
         """Those of the contents that need no caption."""
         found: set[str] = set()
         statement = select(Image.content_hash).join(Caption, Caption.id == Image.caption_id)
@@ -320,6 +342,16 @@ class Run:
                 .exists()
             )
             statement = statement.where((Caption.source == "human") | of_this_model)
+        if fill_vectors:
+            own = aliased(Caption)
+            lacks = exists().where(
+                own.content_hash == Image.content_hash,
+                own.fingerprint == self.model.fingerprint,
+                ~exists().where(ImageVector.caption_id == own.id),
+            )
+            # As in the plan: what another model's caption shows is left as it is.
+            is_others = (Caption.source == "model") & (Caption.fingerprint != self.model.fingerprint)
+            statement = statement.where(~lacks if recaption else ~lacks | is_others)
         for chunk in _chunks(sorted(contents)):
             found.update(connection.scalars(statement.where(Image.content_hash.in_(chunk))))
         return found

@@ -1,67 +1,132 @@
 """Full-text search over the live captions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal, select
+from sqlalchemy import ColumnElement, Row, Select, and_, func, literal, select
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.filters import conditions
-from batchcap.catalog.fulltext import Syntax
+from batchcap.catalog.fulltext import FullText, Syntax
 from batchcap.catalog.ranking import ranked_page
 from batchcap.catalog.records import CaptionFilter, SearchHit, SearchResult
 from batchcap.catalog.tables import Caption, Image, Location, Model
 from batchcap.catalog.text import Term, highlight, parse_query
 
+# What is said of a hit, but for its location, its score and its spans.
+HIT_COLUMNS: tuple[Any, ...] = (
+    Caption.text.label("caption"),
+    Caption.confidence,
+    Caption.source,
+    Image.width,
+    Image.height,
+    Model.name.label("model"),
+    Image.format,
+    Image.taken_at,
+    Caption.created_at.label("captioned_at"),
+    Image.camera,
+    Image.latitude,
+    Image.longitude,
+)
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of the live captions, by words and filters.
+
+    Args:
+        terms: the words.
+        full_text: how the database searches.
+        filters: what must hold of a caption, its image and its location besides the words that must be there.
+        parameters: of `select`.
+        has_words: whether there is a word that must be there, hence something to rank by.
+    """
+
+    terms: list[Term]
+    full_text: FullText
+    filters: list[ColumnElement[bool]]
+    parameters: Mapping[str, str]
+    has_words: bool
+
+    @classmethod
+    def of(cls, database: Database, query: str, where: CaptionFilter) -> "Wanted | None":
+        """Reads a query; None if it says something, but nothing that could be found."""
+        terms, full_text, filters = parse_query(query), database.full_text, conditions(where)
+        expression = match_expression(terms, full_text.syntax)
+        if expression is not None:
+            return cls(terms, full_text, filters, {"expression": expression}, True)
+        if terms:
+            # Words alone that must not be there.
+            unwanted = {"expression": unwanted_expression(terms, full_text.syntax)}
+            return cls(terms, full_text, [*filters, full_text.lacks], unwanted, False)
+        return None if query.strip() else cls([], full_text, filters, {}, False)
+
+    def select(self, *columns: Any) -> Select[Any]:
+        """Columns of the locations that have not vanished and for whose live caption all of it holds."""
+        captions = self.full_text.captions if self.has_words else Caption.__table__
+        return (
+            select(*columns)
+            .select_from(captions)
+            .join(Image, and_(Image.content_hash == Caption.content_hash, Image.caption_id == Caption.id))
+            .join(Location, Location.content_hash == Image.content_hash)
+            .where(*([self.full_text.matches] if self.has_words else []))
+            .where(*self.filters, Location.vanished_at.is_(None))
+        )
+
+    def hits(self, rows: Iterable[Row[Any]]) -> list[SearchHit]:
+        """Rows of `uri`, `score` and `HIT_COLUMNS`, with the words that were found marked."""
+        return [
+            SearchHit(
+                **{name: value for name, value in row._mapping.items() if name != "total"},
+                spans=highlight(row.caption, self.terms),
+            )
+            for row in rows
+        ]
+
 
 def search(database: Database, query: str, *, limit: int, offset: int, where: CaptionFilter) -> SearchResult:
     """Finds locations by their live caption, best first; see `Catalog.search`."""
-    terms = parse_query(query)
-    full_text = database.full_text
-    filters = conditions(where)
-    columns = (
-        Caption.text.label("caption"),
-        Caption.confidence,
-        Caption.source,
-        Image.width,
-        Image.height,
-        Model.name.label("model"),
-        Image.format,
-        Image.taken_at,
-        Caption.created_at.label("captioned_at"),
-    )
-    expression = match_expression(terms, full_text.syntax)
-    if expression is not None:
-        ranked = ranked_page(full_text, filters, columns, limit=limit, offset=offset)
-        with database.read() as connection:
-            database.expect_lookups(connection)
-            rows = connection.execute(ranked, {"expression": expression}).all()
-        total = rows[0].total
-        found = [
-            {name: value for name, value in row._mapping.items() if name != "total"}
-            for row in rows
-            if row.uri is not None
-        ]
-    elif filters and (terms or not query.strip()):
-        # Filters alone, or with words that must not be there: nothing to rank by.
-        parameters: dict[str, str] = {}
-        if terms:
-            filters.append(full_text.lacks)
-            parameters["expression"] = unwanted_expression(terms, full_text.syntax)
-        page = (
-            _matching(filters, Location.uri, literal(0.0).label("score"), *columns)
-            .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
-            .order_by(Caption.created_at.desc(), Location.uri.asc())
-            .limit(limit)
-            .offset(offset)
-        )
-        with database.read() as connection:
-            total = connection.scalars(_matching(filters, func.count()), parameters).one()
-            found = [dict(row._mapping) for row in connection.execute(page, parameters)]
-    else:
+    wanted = Wanted.of(database, query, where)
+    if wanted is None or not (wanted.has_words or conditions(where)):
         return SearchResult(0, [])
-    hits = [SearchHit(**hit, spans=highlight(hit["caption"], terms)) for hit in found]
-    return SearchResult(total, hits)
+    if wanted.has_words:
+        return _ranked(database, wanted, limit=limit, offset=offset)
+    return _listed(database, wanted, limit=limit, offset=offset, reads_by_time=where.under is None)
+
+
+def _ranked(database: Database, wanted: Wanted, *, limit: int, offset: int) -> SearchResult:
+    """The best, by the words."""
+    statement = ranked_page(database.full_text, wanted.filters, HIT_COLUMNS, limit=limit, offset=offset)
+    with database.read() as connection:
+        database.expect_lookups(connection)
+        rows = connection.execute(statement, wanted.parameters).all()
+    # There is a row even if the page has none, for it says how many there are.
+    return SearchResult(rows[0].total, wanted.hits(row for row in rows if row.uri is not None))
+
+
+def _listed(
+    database: Database, wanted: Wanted, *, limit: int, offset: int, reads_by_time: bool
+) -> SearchResult:
+    """The newest captions: there is nothing to rank by.
+
+    With `reads_by_time` SQLite reads the index by time, up to the end of the page; else it would look at all
+    captions and sort them. Below a folder are fewer, and another index finds them.
+    """
+    page = (
+        wanted.select(Location.uri, literal(0.0).label("score"), *HIT_COLUMNS)
+        # True of all.
+        .where(*([Caption.created_at >= _BEGINNING] if reads_by_time else []))
+        .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
+        .order_by(Caption.created_at.desc(), Location.uri.asc())
+        .limit(limit)
+        .offset(offset)
+    )
+    with database.read() as connection:
+        total = connection.scalars(wanted.select(func.count()), wanted.parameters).one()
+        return SearchResult(total, wanted.hits(connection.execute(page, wanted.parameters)))
 
 
 def match_expression(terms: list[Term], syntax: Syntax) -> str | None:
@@ -91,14 +156,3 @@ def _any_of(phrases: list[str], syntax: Syntax) -> str:
 def _phrase(term: Term, syntax: Syntax) -> str:
     phrase = syntax.phrase(term.stems)
     return phrase if term.prefix is None else f"({phrase}{syntax.either}{syntax.beginning(term.prefix)})"
-
-
-def _matching(filters: Sequence[ColumnElement[bool]], *columns: Any) -> Select[Any]:
-    """Columns of the locations that have not vanished and for whose live caption the filters hold."""
-    return (
-        select(*columns)
-        .select_from(Caption)
-        .join(Image, and_(Image.content_hash == Caption.content_hash, Image.caption_id == Caption.id))
-        .join(Location, Location.content_hash == Image.content_hash)
-        .where(*filters, Location.vanished_at.is_(None))
-    )

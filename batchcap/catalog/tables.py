@@ -5,7 +5,7 @@ person said of it, and `result` the log of what was said where: the rows that th
 
 ::
 
-    location ──> image <──> caption ──> model
+    location ──> image <──> caption ──> model          image_vector ──> caption
                    ^           ^          ^
     part <──────── result ─────┘          │
       └──────────────┴─────────> run ─────┘          quarantine ──> run
@@ -28,6 +28,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Text,
     TypeDecorator,
@@ -92,6 +93,7 @@ class Base(DeclarativeBase):
     )
     type_annotation_map = {
         str: CodePointText,
+        bytes: LargeBinary(),
         int: BigInteger(),
         float: Double(),
         datetime: UtcDateTime(),
@@ -141,6 +143,8 @@ class Model(Base):
     name: Mapped[str]
     config: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+    # Numbers of its image vectors; NULL while none is stored.
+    vector_size: Mapped[int | None] = mapped_column(Integer)
 
 
 class Image(Base):
@@ -193,6 +197,8 @@ class Caption(Base):
         CheckConstraint("(source = 'model') = (fingerprint IS NOT NULL)", name="fingerprint"),
         # One caption of each model; people, whose fingerprint is NULL, may say as much as they like.
         UniqueConstraint("content_hash", "fingerprint"),
+        # For lists, newest first.
+        Index(None, "created_at"),
     )
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -206,6 +212,21 @@ class Caption(Base):
     confidence: Mapped[float | None]
     token_count: Mapped[int | None] = mapped_column(Integer)
     created_at: Mapped[datetime]
+
+
+class ImageVector(Base):
+    """Where an image lies among others, as the model sees it that made a caption of it.
+
+    A caption is one model's of one content, so it says whose vector of which image this is.
+    """
+
+    __tablename__ = "image_vector"
+
+    caption_id: Mapped[int] = mapped_column(
+        RowId, ForeignKey("caption.id"), primary_key=True, autoincrement=False
+    )
+    # float16[D], little-endian, of length one.
+    vector: Mapped[bytes]
 
 
 class Result(Base):

@@ -1,5 +1,6 @@
 """Commands that read captions: search, sql."""
 
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -32,7 +33,7 @@ from batchcap.cli.selecting import (
 from batchcap.errors import UsageError
 
 if TYPE_CHECKING:
-    from batchcap.catalog import SearchResult
+    from batchcap.catalog import Catalog, Likeness, SearchResult
 
 
 def search(
@@ -43,6 +44,12 @@ def search(
             "newest first."
         ),
     ] = "",
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="Like this picture, a path or uri, most alike first; words and options choose among what."
+        ),
+    ] = None,
     since: SinceOption = None,
     taken_since: TakenSinceOption = None,
     taken_until: TakenUntilOption = None,
@@ -66,7 +73,7 @@ def search(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Find images by the words of their captions, best first."""
+    """Find images by the words of their captions, or by their likeness to a picture, best first."""
     with errors(as_json, debug):
         from batchcap.catalog import CaptionFilter, Catalog
         from batchcap.console import print_hits
@@ -83,14 +90,19 @@ def search(
             width=width,
             image_format=image_format,
         )
-        if not query.strip() and where == CaptionFilter():
+        if like is None and not query.strip() and where == CaptionFilter():
             raise UsageError("give words to search for, or an option that says which captions are meant")
         skipped = (offset or 0) if page is None else (page - 1) * limit
         with Catalog.open(Place.of(store, catalog).catalog_url) as opened:
-            result = opened.search(query, limit=limit, offset=skipped, where=where)
+            if like is None:
+                result = opened.search(query, limit=limit, offset=skipped, where=where)
+            else:
+                likeness = _likeness(opened, like)
+                result = opened.search_like(likeness, query, limit=limit, offset=skipped, where=where)
         sheet = (output or Path("contact.html")) if show or output is not None else None
         if sheet is not None:
-            _write_sheet(sheet.absolute(), query or "newest first", result, show)
+            title = query or "newest first" if like is None else f"like {like} {query}".strip()
+            _write_sheet(sheet.absolute(), title, result, show)
         if as_json:
             written = {} if sheet is None else {"contact_sheet": str(sheet.absolute())}
             print_json({**asdict(result), **written})
@@ -101,6 +113,15 @@ def search(
                 print(sheet)
             shown = f"{skipped + 1:,}-{skipped + len(result.hits):,} of " if result.hits else ""
             print(f"{shown}{result.total:,} found", file=sys.stderr)
+
+
+def _likeness(catalog: "Catalog", name: str) -> "Likeness":
+    from batchcap.captioner.sources import open_source
+    from batchcap.exchange.names import uri_of
+    from batchcap.likeness import likeness_to
+
+    # Not `--model`: that says here whose captions are meant.
+    return likeness_to(catalog, uri_of(name), lambda: open_source(os.environ.get("BATCHCAP_MODEL") or None))
 
 
 def _write_sheet(path: Path, title: str, result: "SearchResult", show: bool) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import asdict, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
 
     from batchcap.captioner.protocol import Caption, CaptionerSource
     from batchcap.preview import Preview
+
+
+class VectorsChoice(StrEnum):
+    """Of which images vectors are stored; see `IndexOptions`."""
+
+    NEW = "new"
+    ALL = "all"
+    NONE = "none"
 
 
 def index(
@@ -77,6 +86,12 @@ def index(
     ] = None,
     allow_vanish: Annotated[bool, typer.Option(help="Let more than half of the files be gone.")] = False,
     no_gps: Annotated[bool, typer.Option("--no-gps", help="Leave out where pictures were taken.")] = False,
+    vectors: Annotated[
+        VectorsChoice,
+        typer.Option(
+            help="Vectors for search --like: of new captions, also of this model's that have none, or none."
+        ),
+    ] = VectorsChoice.NEW,
     log_json: Annotated[
         Path | None, typer.Option(help="Append to this file how the run goes, a JSON object a line.")
     ] = None,
@@ -150,6 +165,7 @@ def index(
             exclude=tuple(exclude or ()),
             allow_vanish=allow_vanish,
             gps=not no_gps,
+            vectors=vectors.value,
             cpus=cpus,
             compute=compute,
         )

@@ -192,3 +192,14 @@ JOIN image ON image.content_hash = location.content_hash
 JOIN caption ON caption.id = image.caption_id
 LEFT JOIN model ON model.fingerprint = caption.fingerprint
 WHERE location.vanished_at IS NULL;
+
+CREATE TABLE image_vector (
+    caption_id BIGINT NOT NULL,
+    vector BYTEA NOT NULL,
+    CONSTRAINT pk_image_vector PRIMARY KEY (caption_id),
+    CONSTRAINT fk_image_vector_caption_id FOREIGN KEY(caption_id) REFERENCES caption (id)
+);
+
+ALTER TABLE model ADD COLUMN vector_size INTEGER;
+
+CREATE INDEX ix_caption_created_at ON caption (created_at);

@@ -18,7 +18,7 @@ CREATE TABLE model (
     fingerprint TEXT NOT NULL,
     name TEXT NOT NULL,
     config JSON NOT NULL,
-    created_at DATETIME NOT NULL,
+    created_at DATETIME NOT NULL, vector_size INTEGER,
     CONSTRAINT pk_model PRIMARY KEY (fingerprint)
 );
 
@@ -182,3 +182,12 @@ JOIN image ON image.content_hash = location.content_hash
 JOIN caption ON caption.id = image.caption_id
 LEFT JOIN model ON model.fingerprint = caption.fingerprint
 WHERE location.vanished_at IS NULL;
+
+CREATE TABLE image_vector (
+    caption_id INTEGER NOT NULL,
+    vector BLOB NOT NULL,
+    CONSTRAINT pk_image_vector PRIMARY KEY (caption_id),
+    CONSTRAINT fk_image_vector_caption_id FOREIGN KEY(caption_id) REFERENCES caption (id)
+);
+
+CREATE INDEX ix_caption_created_at ON caption (created_at);

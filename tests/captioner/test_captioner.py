@@ -82,7 +82,20 @@ def test_a_list_is_as_good_as_an_array(captioner: Captioner, pixels: np.ndarray)
     assert captioner.caption(list(pixels[:3])) == captioner.caption(pixels[:3])
 
 
+def test_the_vectors_of_images(captioner: Captioner, pixels: np.ndarray) -> None:
+    captions, vectors = captioner.caption_with_vectors(pixels)
+    assert captions == captioner.caption(pixels)
+    assert (vectors.dtype, vectors.shape) == (np.float16, (len(pixels), captioner.bundle.vector_size))
+    np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1.0, atol=2e-3)
+    # By themselves, one by one and in any company, they are the same; and each image has its own.
+    np.testing.assert_allclose(captioner.image_vectors(pixels[3:4]), vectors[3:4], atol=2e-3)
+    encoded = np.asarray(captioner.model.encode(captioner.extract_features(pixels[:2]))).mean(1)
+    np.testing.assert_allclose(vectors[:2], encoded / np.linalg.norm(encoded, axis=1)[:, None], atol=2e-3)
+    assert len(np.unique(vectors, axis=0)) == len(pixels)
+
+
 def test_no_images_no_captions(captioner: Captioner) -> None:
+    assert captioner.image_vectors([]).shape == (0, captioner.bundle.vector_size)
     assert captioner.caption([]) == []
 
 

@@ -58,6 +58,7 @@ def test_openvino_gives_the_same_features_and_captions(
     features = found.extract_features(pixels[:8])
     assert features.shape == (8, *found.model.feature_shape)
     np.testing.assert_allclose(features, expected.extract_features(pixels[:8]), atol=1e-3)
+    np.testing.assert_allclose(found.image_vectors(pixels[:8]), expected.image_vectors(pixels[:8]), atol=4e-3)
     pairs = list(zip(found.caption(pixels[:IMAGES]), expected.caption(pixels[:IMAGES]), strict=True))
     assert all(caption.text == other.text for caption, other in pairs)
     np.testing.assert_allclose(*zip(*((c.log_prob, e.log_prob) for c, e in pairs), strict=True), atol=1e-3)

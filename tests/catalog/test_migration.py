@@ -47,13 +47,21 @@ ROWS = (
     f"INSERT INTO result VALUES (4, '/photos/3.jpg', 'one', 1, '{RUN}', NULL, '{NOW}')",
     f"INSERT INTO quarantine VALUES ('/photos/bad.jpg', 1, 1, NULL, 'empty', 'none', 1, '{RUN}', '{NOW}')",
 )
-TABLES = ("catalog", "model", "run", "caption", "location", "part", "result", "quarantine")
+TABLES = ("catalog", "run", "caption", "location", "part", "result", "quarantine")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+# Our own role, as an earlier version has made it.
+READER = (
+    "DO $$ BEGIN CREATE ROLE batchcap_reader NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+    "GRANT SELECT ON captions TO batchcap_reader",
+)
+
+
+@pytest.fixture(params=["sqlite 0001", "postgresql 0001"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A catalog of version 0001 with rows in it, and somebody's own view upon ours."""
-    if request.param == "postgresql":
+    """A catalog of an old version with rows of the first in it, and somebody's own view upon ours."""
+    database_name, version = request.param.split()
+    if database_name == "postgresql":
         server: Server = request.getfixturevalue("postgres_server")
         url = server.url(server.new_database())
     else:
@@ -61,15 +69,19 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     database = open_database(url, writable=True)
     with database.write() as connection:
         command.upgrade(migration.alembic_config(connection), "0001")
-        for statement in (*ROWS, "CREATE VIEW my_dogs AS SELECT uri FROM captions WHERE caption = 'a dog'"):
+        for statement in ROWS:
             connection.exec_driver_sql(statement)
-    if request.param == "postgresql":
+        command.upgrade(migration.alembic_config(connection), version)
+        connection.exec_driver_sql("CREATE VIEW my_dogs AS SELECT uri FROM captions WHERE caption = 'a dog'")
+    if database_name == "postgresql":
         # The numbers that were given by hand.
         with database.write() as connection:
             for table in ("caption", "result"):
                 connection.exec_driver_sql(
                     f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
                 )
+            for statement in READER:
+                connection.exec_driver_sql(statement)
     database.close()
     return url
 
@@ -80,6 +92,7 @@ def rows_of(url: str) -> dict[str, list[tuple[Any, ...]]]:
     statements["image"] = (
         "SELECT content_hash, width, height, format, size_bytes, taken_at, caption_id FROM image ORDER BY 1"
     )
+    statements["model"] = "SELECT fingerprint, name, config, created_at FROM model ORDER BY 1"
     statements["my_dogs"] = "SELECT uri FROM my_dogs ORDER BY 1"
     statements["version"] = "SELECT version_num FROM alembic_version"
     engine = create_engine(url)
@@ -97,12 +110,18 @@ def without_versions(rows: dict[str, list[tuple[Any, ...]]]) -> dict[str, list[t
     return {**rows, "version": [], "catalog": [row[:3] for row in rows["catalog"]]}
 
 
+@pytest.mark.parametrize(
+    "url",
+    [f"{database} {version}" for database in ("sqlite", "postgresql") for version in ("0001", "0002")],
+    indirect=True,
+)
 def test_an_old_catalog_is_migrated_with_all_its_rows_and_goes_on(
     url: str, tmp_path: Path, entry: Callable[..., Any], captioned: Callable[..., Any]
 ) -> None:
     before = rows_of(url)
-    assert before["version"] == [("0001",)]
-    with pytest.raises(CatalogVersionError, match="schema 0001.* run `batchcap migrate`"):
+    ((version,),) = before["version"]
+    assert version < migration.SCHEMA_VERSION
+    with pytest.raises(CatalogVersionError, match=f"schema {version}.* run `batchcap migrate`"):
         Catalog.open(url)
     with Catalog.open(url, mode="write") as catalog:
         with catalog._database.write() as connection:
@@ -117,6 +136,11 @@ def test_an_old_catalog_is_migrated_with_all_its_rows_and_goes_on(
         entries = [entry("/photos/1.jpg"), entry("/photos/2.png", 200), entry("/photos/4.jpg", 300)]
         (wave,) = catalog.plan(entries, OLD.fingerprint)
         assert (wave.unchanged, wave.todo) == (2, entries[2:])
+        # Nor has any image a vector, also not one with a person's caption.
+        with catalog.query("SELECT count(*) FROM image_vector") as found:
+            assert list(found.rows) == [(0,)]
+        (wave,) = catalog.plan(entries[:2], OLD.fingerprint, fill_vectors=True)
+        assert wave.todo == entries[:2]
 
         # Until another model captions it: then it is read again, and what is known already stays.
         store = parts.open_store(tmp_path / "store", catalog.uuid)
