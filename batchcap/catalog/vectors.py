@@ -122,6 +122,8 @@ def search_like(
     if likeness.uri is not None:
         statement = statement.where(Location.uri != likeness.uri)
     with database.read() as connection:
+        if wanted.has_words:
+            database.expect_lookups(connection)
         for rows in connection.execute(statement, wanted.parameters).partitions():
             nearest.add(*zip(*rows, strict=True))
         page = nearest.best()[offset:]
