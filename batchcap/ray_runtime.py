@@ -4,6 +4,7 @@ Importing this module imports Ray, which is why `pipeline` does so only when the
 """
 
 import copy
+import gc
 import math
 import sys
 import time
@@ -120,6 +121,9 @@ def caption_files(
         files = _without(files, done)
         if not files:
             return
+        # Ray Data ends the workers of an execution that failed when nobody refers to it any more. Until then
+        # they hold their CPUs and GPUs, of which there may be no others.
+        gc.collect()
         resources = machine_resources(len(files), options)
 
 
