@@ -601,7 +601,10 @@ def test_verify(indexed: Indexed, tmp_path: Path) -> None:
 
     (part,) = (store / "captions").iterdir()
     other = part.rename(part.with_name("new\nname.parquet"))
-    words = "catalog and Parquet files disagree: 1 part_missing, 1 orphan; put a copy of the file back"
+    words = (
+        "catalog and Parquet files disagree: 1 part_missing, 1 orphan; put a copy of the file back, "
+        "or write it again from the catalog: batchcap verify --repair"
+    )
     result = invoke("verify", "--store", store)
     assert (result.exit_code, result.stderr) == (1, f"batchcap: {words}\n")
     assert result.stdout.splitlines() == [
