@@ -164,9 +164,13 @@ def test_a_plot_that_can_not_be_had_is_one_line_below_the_table(
     assert result.stderr == "compare: can't plot: matplotlib is missing; pip install 'batchcap[train]'\n"
 
 
-def test_a_name_is_no_markup_and_no_row_is_cut(run: Path, tmp_path: Path) -> None:
-    odd = run.rename(tmp_path / "[red]run")
-    result = run_command(odd)
+def test_a_name_is_no_markup_and_no_row_is_cut(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.rename(tmp_path / "[red]run")
+    # A path that is longer than its column would be broken.
+    monkeypatch.chdir(tmp_path)
+    result = run_command(Path("[red]run"))
     assert result.exit_code == 0
     assert "".join(result.stdout.split()).count("[red]run") == 1
 
