@@ -5,6 +5,7 @@ catalog only pages are held, and of the scan one wave. Between two pages no tran
 run of days does not keep SQLite's log from being folded into the file.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from functools import partial
@@ -30,8 +31,10 @@ _CHUNK = 1000
 # Locations with the sizes of a chunk that are looked at one by one. Photographs share their size with a few
 # of ten million others; files of a fixed size, as scans have without compression, share it with all.
 _MOST_OF_A_SIZE = 20_000
-# Files of the first wave at most: a large collection is captioned before it is listed to its end.
+# A large collection is captioned before it is listed to its end: the first wave has so many files, or what is
+# found in the time that Ray takes to start.
 _FIRST_WAVE = 50_000
+_FIRST_WAVE_S = 8.0
 # Timeouts and crashes may be the machine's fault: they get this many attempts.
 MAX_ATTEMPTS = 3
 # The mtime of a location whose file nobody has looked at: no file has it, so the next plan has it hashed.
@@ -124,7 +127,8 @@ def plan_waves(
         database, partial(_location_page, fingerprint=fingerprint, fill_vectors=fill_vectors)
     )
     quarantine: _SortedRows[QuarantineRow] = _SortedRows(database, _quarantine_page)
-    wave, counted, size = Wave(), False, min(wave_size, _FIRST_WAVE)
+    wave, counted, is_first = Wave(), False, True
+    started = time.monotonic()
     ascending = _ascending(entries)
     while chunk := list(islice(ascending, _CHUNK)):
         likeness: _Likeness | None = None
@@ -162,9 +166,11 @@ def plan_waves(
             where.append(entry)
             if on_todo is not None and where is wave.todo:
                 on_todo()
-            if len(wave.todo) + len(wave.maybe_known) + len(wave.same_size) == size:
+            size = len(wave.todo) + len(wave.maybe_known) + len(wave.same_size)
+            is_enough = is_first and size >= _FIRST_WAVE and time.monotonic() - started >= _FIRST_WAVE_S
+            if size == wave_size or is_enough:
                 yield wave
-                wave, counted, size = Wave(), False, wave_size
+                wave, counted, is_first = Wave(), False, False
                 # The caller has committed since: its images are known now.
                 likeness = None
     if counted:

@@ -1,5 +1,6 @@
 """The plan: who is captioned, who is hashed first, and who is left alone."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_waves_are_bounded_and_complete(catalog: Catalog, model, captioned, entr
     assert sum(w.unchanged for w in waves) == 1000
     assert seen == [e for e in entries if int(e.uri[1:]) % 3]
     assert one_wave(catalog, entries, model.fingerprint) == Wave(unchanged=3000)
+
+
+@pytest.mark.parametrize(("patience_s", "sizes"), [(0.0, [3, 5, 1]), (math.inf, [5, 4])])
+def test_the_first_wave_is_what_is_found_at_once(
+    catalog: Catalog, entry, patience_s: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_FIRST_WAVE", 3)
+    monkeypatch.setattr(plan, "_FIRST_WAVE_S", patience_s)
+    waves = catalog.plan([entry(f"/{number}") for number in range(9)], "f", wave_size=5)
+    assert [len(wave.todo) for wave in waves] == sizes
 
 
 def test_a_copy_of_an_earlier_wave_is_hashed_first(catalog: Catalog, model, captioned, entry) -> None:
