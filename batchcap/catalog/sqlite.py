@@ -50,7 +50,7 @@ from batchcap.errors import CatalogError
 # Pages that a writer keeps in memory, and those that the log may hold before it is folded into the file.
 _WRITER_CACHE_KIB = 64 * 1024
 _WAL_PAGES = 16 * 1024
-# So much of the file a reader maps into its address space, at most.
+# So much of the file a search maps into its address space, at most.
 _MAPPED_BYTES = 2**36
 
 # In FTS5 the name of the table is also a hidden column: what MATCH and the ranking function speak of.
@@ -131,9 +131,6 @@ class SqliteDatabase(Database):
                     )
             else:
                 connection.execute("PRAGMA query_only = ON")
-                # A search looks its hits up all over the file. Copying each page from the system's cache into
-                # a small one of our own would take as long as all the rest.
-                connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
         except BaseException:
             connection.close()
             raise
@@ -157,7 +154,12 @@ class SqliteDatabase(Database):
         """Nothing: there is one writer at a time."""
 
     def expect_lookups(self, connection: Connection) -> None:
-        """Nothing: it does nothing else."""
+        """Maps the file into memory: hits are all over it.
+
+        Copying each page from the system's cache into a small one of our own would take as long as all the
+        rest. Who reads the file from end to end has no use for it, and would seem to take as much memory.
+        """
+        connection.exec_driver_sql(f"PRAGMA mmap_size = {_MAPPED_BYTES}").close()
 
     def expect_many_rows(self, connection: Connection) -> None:
         """A large cache: a page that is held need not be read and written again for each row."""
