@@ -115,8 +115,8 @@ class Watch(Progress):
 class Simulated:
     """The loading stage, without files: hashes of their names, and one pixel each."""
 
-    def __init__(self, captioner: Any, decode_timeout_s: float) -> None:
-        pass
+    def __init__(self, *arguments: Any) -> None:
+        """Takes whatever `LoadImages` does."""
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """`FILE_SCHEMA` -> `LOADED_SCHEMA`."""

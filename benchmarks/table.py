@@ -229,7 +229,17 @@ def _startup(result: Result) -> Iterable[Row]:
     )
 
 
-# What a question's benchmark is called, and its rows.
+def _resume(result: Result) -> Iterable[Row]:
+    plans, files = result["plans"], result["files"]
+    yield Row(
+        "What does it cost to find out what is left of a large collection?",
+        f"{files:,} tiny files, of which {result['left']:,} are not done; SQLite",
+        f"{statistics.median(plan['seconds'] for plan in plans):.0f} s, "
+        f"{max(plan['peak_mib'] for plan in plans):.0f} MiB, "
+        f"{max(plan['photographs_opened'] for plan in plans):,} photographs opened",
+    )
+
+
 def _serving(result: Result) -> Iterable[Row]:
     waits, rates = result["wait_ms"], result["images_per_s"]
     measured = f"{_photos(result)}, {_beams(result['num_beams'])}, clients on the same machine"
@@ -292,6 +302,7 @@ def _readers(result: Result) -> Iterable[Row]:
     )
 
 
+# What a question's benchmark is called, and its rows.
 ROWS: dict[str, Callable[[Result], Iterable[Row]]] = {
     "index_throughput": _index_throughput,
     "plain_ray": _plain_ray,
@@ -301,6 +312,7 @@ ROWS: dict[str, Callable[[Result], Iterable[Row]]] = {
     "other_captioners": _other_captioners,
     "scaling": _scaling,
     "startup": _startup,
+    "resume": _resume,
     "serving": _serving,
     "training_step": _training_step,
     "catalog_million": _catalog_million,

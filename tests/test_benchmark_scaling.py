@@ -61,6 +61,15 @@ def test_a_size_is_compared_with_the_one_before(monkeypatch: pytest.MonkeyPatch)
     }
 
 
+def test_simulation() -> None:
+    """Of 1,000 images that are not there, on Ray: fewer would do without."""
+    found = run_benchmark("simulation", "--images", 1000, "--batch-size", 100)
+    assert found["images"] == 1000
+    assert found["images_per_s_with_start"] > 0
+    assert all(tenth["driver_mib"] > 0 for tenth in found["tenths"])
+    assert len(found["tenths"]) > 1
+
+
 def test_startup(photos: Path, tiny_bundle: Bundle) -> None:
     arguments = ("--photos", photos, "--model", tiny_bundle.path, "--rounds", 1)
     found = run_benchmark("startup", *arguments)

@@ -219,6 +219,12 @@ def test_rows_of_what_other_tests_run(tmp_path: Path) -> None:
             "median_s": {"first_commit": 14.25, "few_files": 9.5, "nothing_to_do": 0.7},
         },
         {
+            "benchmark": "resume",
+            "files": 1_000_000,
+            "left": 10_000,
+            "plans": [{"seconds": 17.59, "peak_mib": 612.4, "photographs_opened": 0}],
+        },
+        {
             "benchmark": "catalog_million",
             "database": "postgresql",
             "rows": 1_000_000,
@@ -238,7 +244,7 @@ def test_rows_of_what_other_tests_run(tmp_path: Path) -> None:
         },
     ):
         (tmp_path / f"{result['benchmark']}.json").write_text(json.dumps({**result, **common.provenance()}))
-    _, _, others, scaling, memory_row, startup, search, plan, readers = benchmarks_table(
+    _, _, others, scaling, memory_row, startup, resume, search, plan, readers = benchmarks_table(
         tmp_path
     ).splitlines()
     assert (
@@ -250,6 +256,8 @@ def test_rows_of_what_other_tests_run(tmp_path: Path) -> None:
     assert (
         "| 14.2 s on Ray; 9.5 s to the end of a run of 128 files, which does without; 0.7 s where" in startup
     )
+    assert "1,000,000 tiny files, of which 10,000 are not done" in resume
+    assert "| 18 s, 612 MiB, 0 photographs opened |" in resume
     assert "1,000,000 captions in PostgreSQL" in search
     assert "| up to 100 hits 2 ms (one of twenty 10 ms); more 220 ms (one of twenty 1,234 ms) |" in search
     assert "| 12.3 s |" in plan
