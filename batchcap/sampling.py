@@ -107,7 +107,7 @@ class Sampler:
     def add(self, catalog: Catalog, wave: Wave) -> None:
         """Draws from a wave."""
         if not self._recaption:
-            for entry in chain(wave.todo, wave.maybe_known):
+            for entry in chain(wave.todo, wave.maybe_known, wave.same_size):
                 self._offer(entry.uri, entry, None)
             return
         for start in range(0, len(wave.todo), _CHUNK):

@@ -106,6 +106,10 @@ def test_what_is_new_is_sampled_without_recaption(collection: Collection) -> Non
     found = sample(collection, 9)
     assert (found.of, found.known, [Path(file.uri).name for file in found.files]) == (2, 1, ["new.png"])
     assert found.files[0].old_caption is None and (found.files[0].caption or "").startswith("other red")
+    # Of another name and time, but of a known size.
+    shutil.copy(collection.photos / "1.png", collection.photos / "copy.png")
+    found = sample(collection, 9)
+    assert (found.of, found.known, len(found.files)) == (3, 2, 1)
 
 
 def batchcap(*arguments: object) -> Result:
