@@ -128,7 +128,7 @@ class InProcess:
                     self._fingerprint,
                     self._options.batch_size,
                     resources.threads_per_worker,
-                    self._options.vectors != "none",
+                    self._options.stores_vectors,
                 )
         return self._worker
 

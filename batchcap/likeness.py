@@ -4,12 +4,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-import numpy as np
-
 from batchcap.captioner.bundle import Bundle
 from batchcap.captioner.config import GenerationConfig
 from batchcap.captioner.images import DEFAULT_MAX_BYTES
-from batchcap.captioner.protocol import CaptionerSource, VectorCaptioner
+from batchcap.captioner.protocol import CaptionerSource, VectorCaptioner, stored_vector
 from batchcap.captioner.quiet import quiet_stderr
 from batchcap.catalog import Catalog, Likeness, VectorModel
 from batchcap.errors import UsageError
@@ -84,7 +82,7 @@ def _vector(source: CaptionerSource, uri: str) -> bytes:
         if not isinstance(captioner, VectorCaptioner):
             raise UsageError(f"the captioner {source.name} gives no image vectors")
         (vector,) = captioner.image_vectors([loaded.image.pixels])
-    return np.asarray(vector, "<f2").tobytes()
+    return stored_vector(vector)
 
 
 def _load(source: CaptionerSource) -> object:

@@ -189,7 +189,7 @@ class _Indexing:
         self._report.still_quarantined += wave.quarantined
         if not self._options.recaption:
             self._report.stale += wave.stale
-        self._progress.plan(len(wave.todo) + len(wave.maybe_known) + len(wave.same_size))
+        self._progress.plan(wave.size)
         with FileHasher(self._captioner.image_spec, self._options.decode_timeout_s) as hasher:
             unknown = [
                 *self._commit_known(wave.maybe_known, hasher),

@@ -229,7 +229,7 @@ def build_dataset(
                     fingerprint,
                     options.batch_size,
                     resources.threads_per_worker,
-                    options.vectors != "none",
+                    options.stores_vectors,
                 ),
                 compute=caption_workers,
                 num_cpus=resources.cpus_per_worker,

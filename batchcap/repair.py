@@ -8,11 +8,10 @@ the rest.
 
 import os
 import shutil
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batchcap.catalog import Catalog, Finding, FindingKind, PartInfo
+from batchcap.catalog import Catalog, FindingKind, PartInfo
 from batchcap.errors import PartDamagedError, StoreError, VerificationError
 from batchcap.parts import Store, damaged_path, open_store, read_part, seal_pending, sha256_of, stamped_owner
 from batchcap.verify import Verification, check_part
@@ -75,10 +74,8 @@ def repair_parts(catalog: Catalog, store: Path, found: Verification) -> RepairRe
 
 
 def _refuse_faults(found: Verification) -> None:
-    faults: Counter[FindingKind] = Counter()
-    for finding in found.findings:
-        if finding.kind not in _HARMLESS:
-            faults[finding.kind] += 1
+    # Each once, in the order in which they were found.
+    faults = dict.fromkeys(finding.kind for finding in found.findings if finding.kind not in _HARMLESS)
     if faults:
         counts = ", ".join(f"{found.counts[kind.value]:,} {kind.value}" for kind in faults)
         advice = min(faults, key=list(FindingKind).index).advice
@@ -87,17 +84,12 @@ def _refuse_faults(found: Verification) -> None:
 
 def _can_be_repaired(catalog: Catalog, store: Store, part: PartInfo) -> bool:
     """Whether the file is wrong still, now that nobody else writes, and the catalog has all of its rows."""
-    finding = _finding(catalog, store, part)
+    _, finding = check_part(catalog, store, part)
     if finding is None or finding.kind not in _OF_PARTS:
         return False
     if finding.kind is FindingKind.PART_DAMAGED and not _is_damaged(store.captions / part.name):
         return False
     return sum(map(len, catalog.part_rows(part.name))) == part.row_count
-
-
-def _finding(catalog: Catalog, store: Store, part: PartInfo) -> Finding | None:
-    _, finding = check_part(catalog, store, part)
-    return finding
 
 
 def _is_damaged(path: Path) -> bool:

@@ -50,6 +50,11 @@ class IndexOptions:
     in_process_files: int = 512
     compute: ComputeOptions = ComputeOptions()
 
+    @property
+    def stores_vectors(self) -> bool:
+        """Whether vectors are stored of what is captioned."""
+        return self.vectors != "none"
+
     def fills_vectors(self, captioner: CaptionerSource) -> bool:
         """Whether a captioner's captions that have no vector of their image get one."""
         return self.vectors == "all" and vector_size(captioner) is not None

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchcap.balance import block_starts
-from batchcap.captioner.protocol import Caption, CaptionerSource, VectorCaptioner
+from batchcap.captioner.protocol import Caption, CaptionerSource, VectorCaptioner, stored_vector
 from batchcap.collection import FileEntry
 from batchcap.errors import PipelineError
 from batchcap.loading import ImageLoader
@@ -175,7 +175,7 @@ class CaptionWorker:
             captions = self._captioner.caption(images)
             return captions, [None] * len(captions)
         captions, vectors = self._captioner.caption_with_vectors(images)
-        return captions, [vector.astype("<f2").tobytes() for vector in vectors]
+        return captions, [stored_vector(vector) for vector in vectors]
 
 
 def _in_first_row(seconds: float, rows: int) -> pa.Array:

@@ -98,3 +98,8 @@ def vector_size(source: CaptionerSource) -> int | None:
     """Numbers of the vectors that a source's captioner gives of images; None if it gives none."""
     size: int | None = getattr(source, "vector_size", None)
     return size
+
+
+def stored_vector(vector: np.ndarray) -> bytes:
+    """A vector, float[D], as the catalog holds it: float16, little-endian."""
+    return vector.astype("<f2").tobytes()

@@ -166,7 +166,7 @@ class Catalog:
                 `io_error` always is, `timeout` and `worker_crash` up to three attempts.
             recaption: whether files with another model's caption are captioned again.
             fill_vectors: whether files are that this model captioned without leaving a vector of the image.
-            wave_size: files in `todo` and `maybe_known` of one wave, together, at most.
+            wave_size: files that are to be captioned or hashed, of one wave, at most.
             on_todo: called for each file that must be captioned, as soon as it is known; its wave is whole
                 only later.
 

@@ -166,9 +166,8 @@ def plan_waves(
             where.append(entry)
             if on_todo is not None and where is wave.todo:
                 on_todo()
-            size = len(wave.todo) + len(wave.maybe_known) + len(wave.same_size)
-            is_enough = is_first and size >= _FIRST_WAVE and time.monotonic() - started >= _FIRST_WAVE_S
-            if size == wave_size or is_enough:
+            is_enough = is_first and wave.size >= _FIRST_WAVE and time.monotonic() - started >= _FIRST_WAVE_S
+            if wave.size == wave_size or is_enough:
                 yield wave
                 wave, counted, is_first = Wave(), False, False
                 # The caller has committed since: its images are known now.

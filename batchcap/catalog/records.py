@@ -111,6 +111,11 @@ class Wave:
     new: int = 0
     changed: int = 0
 
+    @property
+    def size(self) -> int:
+        """Files in the three lists."""
+        return len(self.todo) + len(self.maybe_known) + len(self.same_size)
+
 
 @dataclass(frozen=True, slots=True)
 class PartInfo:

@@ -23,7 +23,7 @@ from batchcap.catalog.records import (
 from batchcap.catalog.search import HIT_COLUMNS, Wanted
 from batchcap.catalog.tables import Caption, ImageVector, Location, Model, Run
 
-# As vectors are stored.
+# As vectors are stored: see `captioner.protocol.stored_vector`.
 DTYPE = "<f2"
 # Vectors that are compared at a time: of 1,024 numbers they take 16 MB in single precision.
 _BLOCK_ROWS = 4096
