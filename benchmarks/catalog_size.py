@@ -177,7 +177,7 @@ def tables_of(url: str) -> dict[str, dict[str, int]]:
         ).fetchall()
     sizes: dict[str, dict[str, int]] = {}
     for table, kind, size_bytes in found:
-        if table in ("caption", "image", "image_vector", "location", "result"):
+        if table in ("caption", "image", "image_vector", "location", "result", "shown"):
             sizes.setdefault(table, {})[kind] = size_bytes
     return sizes
 

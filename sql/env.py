@@ -18,7 +18,7 @@ def include_name(name: str | None, kind: str, parents: Any) -> bool:
 
 def include_object(found: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
     """Leaves out PostgreSQL's full-text index, which the mapped classes know nothing of."""
-    return name not in ("search_vector", "ix_caption_search_vector")
+    return name not in ("search_vector", "ix_shown_search_vector")
 
 
 context.configure(

@@ -29,8 +29,8 @@ def test_sizes_are_of_an_image(database: tuple[str, list[object]]) -> None:
     assert found["parquet_bytes_per_image"] > 32
     tables = found["bytes_per_image"]
     if name == "postgresql":
-        assert tables.keys() == {"caption", "image", "location", "result"}
-        assert {"table", "ix_caption_search_vector"} <= tables["caption"].keys()
+        assert tables.keys() == {"caption", "image", "location", "result", "shown"}
+        assert {"table", "ix_shown_search_vector"} <= tables["shown"].keys()
     assert sum(sum(each.values()) for each in tables.values()) == pytest.approx(
         found["catalog_bytes_per_image"], rel=0.01
     )

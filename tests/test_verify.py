@@ -218,6 +218,23 @@ ONE_THING = {
         "full_text",
         "it can't be read",
     ),
+    "more files counted than there are": (
+        say("UPDATE shown SET files = 7 WHERE caption_id = 5"),
+        "full_text",
+        "searches count 7 files of it, and there are 1",
+    ),
+    "not counted": (
+        say("DELETE FROM shown WHERE caption_id = 5"),
+        "full_text",
+        "searches count 0 files of it, and there are 1",
+    ),
+    "counted, but not the live caption": (
+        say(
+            "INSERT INTO shown SELECT min(id), 1 FROM caption WHERE id NOT IN (SELECT caption_id FROM image)"
+        ),
+        "full_text",
+        "searches count 1 files of it, and there are 0",
+    ),
     "damaged database": (fill_page, "database", ""),
 }
 

@@ -7,11 +7,11 @@ which commits meanwhile is no finding.
 
 from collections.abc import Iterator
 
-from sqlalchemy import Connection, exists, func, or_, select
+from sqlalchemy import Connection, exists, func, literal, or_, select
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.findings import Finding, FindingKind
-from batchcap.catalog.tables import Caption, Image, Location, Result
+from batchcap.catalog.tables import Caption, Image, Location, Result, Shown
 
 # Rows that are fetched at a time, where each of them is a finding.
 _FETCHED_ROWS = 1_000
@@ -23,7 +23,7 @@ def check(database: Database) -> Iterator[Finding]:
     yield from damage
     if damage:
         return
-    for find in (_duplicate_results, _duplicate_captions, _without_result, _without_caption):
+    for find in (_duplicate_results, _duplicate_captions, _without_result, _without_caption, _shown):
         with database.read() as connection:
             yield from find(connection)
     yield from database.contradictions()
@@ -81,3 +81,30 @@ def _without_caption(connection: Connection) -> Iterator[Finding]:
     for content, caption_id in connection.execute(statement).yield_per(_FETCHED_ROWS):
         detail = "it has none" if caption_id is None else f"caption {caption_id} is not its caption"
         yield Finding(FindingKind.NO_LIVE_CAPTION, content, detail)
+
+
+def _shown(connection: Connection) -> Iterator[Finding]:
+    """Captions of other numbers of files than `shown` has, by which searches count."""
+    there = (
+        select(Image.caption_id.label("caption_id"), func.count().label("files"))
+        .join(Location, Location.content_hash == Image.content_hash)
+        .where(Location.vanished_at.is_(None), Image.caption_id.is_not(None))
+        .group_by(Image.caption_id)
+        .subquery("there")
+    )
+    lacking = (
+        select(there.c.caption_id, there.c.files, func.coalesce(Shown.files, 0).label("counted"))
+        .outerjoin(Shown, Shown.caption_id == there.c.caption_id)
+        .where(Shown.files.is_distinct_from(there.c.files))
+        .order_by(there.c.caption_id)
+    )
+    surplus = (
+        select(Shown.caption_id, literal(0).label("files"), Shown.files.label("counted"))
+        .outerjoin(there, there.c.caption_id == Shown.caption_id)
+        .where(there.c.files.is_(None))
+        .order_by(Shown.caption_id)
+    )
+    for statement in (lacking, surplus):
+        for caption_id, files, counted in connection.execute(statement).yield_per(_FETCHED_ROWS):
+            detail = f"searches count {counted:,} files of it, and there are {files:,}"
+            yield Finding(FindingKind.FULL_TEXT, f"caption {caption_id}", detail)

@@ -38,7 +38,7 @@ class FindingKind(StrEnum):
     NO_LIVE_CAPTION = "no_live_caption", f"{_RESTORE} --force"
     # A row refers to another that is not there.
     REFERENCE = "reference", f"{_RESTORE} --force"
-    # The full-text index has not the words of the captions.
+    # The full-text index has not the words of the captions, or counts other files than there are.
     FULL_TEXT = "full_text", f"{_RESTORE} --force"
     # A file in captions/ that the catalog doesn't know.
     ORPHAN = "orphan", "move the file away"

@@ -34,18 +34,16 @@ class FullText:
 
     Args:
         syntax: of the expression.
-        index: the index by itself: the table of captions where it is a column of that.
-        caption_id: of a caption that it has found.
-        captions: the captions, joined with the index if it is a table of its own.
-        matches: the condition that one of `captions` answers the expression.
-        lacks: the condition that one of the table of captions doesn't.
+        shown: the table `Shown`, joined with the index if that is a table of its own.
+        caption_id: of a caption that the index has found.
+        matches: the condition that one of `shown` answers the expression.
+        lacks: the condition that one of the table of captions, if it is shown, doesn't.
         score: of a caption that does; the better, the higher.
     """
 
     syntax: Syntax
-    index: FromClause
+    shown: FromClause
     caption_id: ColumnElement[int]
-    captions: FromClause
     matches: ColumnElement[bool]
     lacks: ColumnElement[bool]
     score: ColumnElement[float]

@@ -22,9 +22,9 @@ from sqlalchemy import (
     bindparam,
     cast,
     create_engine,
+    exists,
     func,
     literal_column,
-    not_,
     select,
     text,
 )
@@ -36,7 +36,7 @@ from batchcap.catalog.findings import Finding, FindingKind
 from batchcap.catalog.fulltext import EXPRESSION, FullText, Syntax
 from batchcap.catalog.postgresql_query import READER, PostgresQuery
 from batchcap.catalog.query import QueryResult
-from batchcap.catalog.tables import Base, Caption
+from batchcap.catalog.tables import Base, Caption, Shown
 from batchcap.errors import CatalogBusyError, CatalogDamagedError, CatalogError, CatalogUnavailableError
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ _NAME_BYTES = 63
 # Longer words are cut, in the index (by the migration) as here: PostgreSQL takes up to 2,046 bytes.
 _WORD_LENGTH = 500
 
-_VECTOR: Any = literal_column("caption.search_vector", postgresql.TSVECTOR())
+_VECTOR: Any = literal_column("shown.search_vector", postgresql.TSVECTOR())
 _QUERY = cast(EXPRESSION, postgresql.TSQUERY())
+_MATCHES = _VECTOR.bool_op("@@")(_QUERY)
 
 
 # Who writes names rows by their keys. Plans of prepared statements are kept, and those that were made while a
@@ -105,11 +106,10 @@ class PostgresDatabase(Database):
     driver_error = psycopg.Error
     full_text = FullText(
         syntax=_TSQUERY,
-        index=Caption.__table__,
-        caption_id=Caption.__table__.c.id,
-        captions=Caption.__table__,
-        matches=_VECTOR.bool_op("@@")(_QUERY),
-        lacks=not_(_VECTOR.bool_op("@@")(_QUERY)),
+        shown=Shown.__table__,
+        caption_id=Shown.__table__.c.caption_id,
+        matches=_MATCHES,
+        lacks=~exists().where(Shown.caption_id == Caption.id, _MATCHES).correlate(Caption),
         # 2: divided by the number of words, as SQLite's does in effect.
         score=func.ts_rank(_VECTOR, _QUERY, 2, type_=Float()),
     )
@@ -260,7 +260,8 @@ class PostgresDatabase(Database):
     def contradictions(self) -> Iterator[Finding]:
         """The full-text index; references are the server's own business."""
         differs = text(
-            "SELECT id FROM caption WHERE search_vector <> batchcap_search_vector(search_text) ORDER BY id"
+            "SELECT id FROM caption JOIN shown ON caption_id = id "
+            "WHERE search_vector <> batchcap_search_vector(search_text) ORDER BY id"
         )
         with self.read() as connection:
             for caption_id in connection.scalars(differs):

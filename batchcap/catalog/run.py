@@ -211,6 +211,8 @@ class Run:
             CatalogError: the run has lost the catalog to another, or the catalog can't be written.
         """
         with self._database.write() as connection:
+            # First, as in every commit: who edits meanwhile waits for this, or this for him.
+            self._check_owner(connection, self._counts)
             vanished = mark_vanished(connection, uris, tables.utc_now())
             check(vanished)
             counts = self._counts + Counter(vanished=sum(vanished))

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, literal, select
+from sqlalchemy import ColumnElement, FromClause, Row, Select, and_, literal, select
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.filters import conditions
 from batchcap.catalog.fulltext import FullText, Syntax
-from batchcap.catalog.ranking import ranked_page
+from batchcap.catalog.ranking import count_hits, find_best
 from batchcap.catalog.records import CaptionFilter, SearchHit, SearchResult
-from batchcap.catalog.tables import Caption, Image, Location, Model
+from batchcap.catalog.tables import Caption, Image, Location, Model, Shown
 from batchcap.catalog.text import Term, highlight, parse_query
 
 # What is said of a hit, but for its location, its score and its spans.
@@ -66,7 +66,9 @@ class Wanted:
 
     def select(self, *columns: Any) -> Select[Any]:
         """Columns of the locations that have not vanished and for whose live caption all of it holds."""
-        captions = self.full_text.captions if self.has_words else Caption.__table__
+        captions: FromClause = Caption.__table__
+        if self.has_words:
+            captions = self.full_text.shown.join(captions, Caption.id == Shown.caption_id)
         return (
             select(*columns)
             .select_from(captions)
@@ -80,7 +82,7 @@ class Wanted:
         """Rows of `uri`, `score` and `HIT_COLUMNS`, with the words that were found marked."""
         return [
             SearchHit(
-                **{name: value for name, value in row._mapping.items() if name != "total"},
+                **row._mapping,
                 spans=highlight(row.caption, self.terms),
             )
             for row in rows
@@ -99,12 +101,18 @@ def search(database: Database, query: str, *, limit: int, offset: int, where: Ca
 
 def _ranked(database: Database, wanted: Wanted, *, limit: int, offset: int) -> SearchResult:
     """The best, by the words."""
-    statement = ranked_page(database.full_text, wanted.filters, HIT_COLUMNS, limit=limit, offset=offset)
     with database.read() as connection:
         database.expect_lookups(connection)
-        rows = connection.execute(statement, wanted.parameters).all()
-    # There is a row even if the page has none, for it says how many there are.
-    return SearchResult(rows[0].total, wanted.hits(row for row in rows if row.uri is not None))
+        total, rows = find_best(
+            connection,
+            wanted.full_text,
+            wanted.filters,
+            wanted.parameters,
+            HIT_COLUMNS,
+            limit=limit,
+            offset=offset,
+        )
+    return SearchResult(total, wanted.hits(rows))
 
 
 def _listed(
@@ -125,7 +133,7 @@ def _listed(
         .offset(offset)
     )
     with database.read() as connection:
-        total = connection.scalars(wanted.select(func.count()), wanted.parameters).one()
+        _, total = connection.execute(count_hits(None, wanted.filters), wanted.parameters).one()
         return SearchResult(total, wanted.hits(connection.execute(page, wanted.parameters)))
 
 

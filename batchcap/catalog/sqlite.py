@@ -44,7 +44,7 @@ from batchcap.catalog.sqlite_file import (
 )
 from batchcap.catalog.sqlite_lock import catalog_lock
 from batchcap.catalog.sqlite_query import SqliteQuery
-from batchcap.catalog.tables import Base, Caption
+from batchcap.catalog.tables import Base, Caption, Shown
 from batchcap.errors import CatalogError
 
 # Pages that a writer keeps in memory, and those that the log may hold before it is folded into the file.
@@ -82,9 +82,8 @@ class SqliteDatabase(Database):
     driver_error = sqlite3.Error
     full_text = FullText(
         syntax=_FTS5,
-        index=_INDEX,
+        shown=_INDEX.join(Shown.__table__, Shown.caption_id == _INDEX.c.rowid),
         caption_id=_INDEX.c.rowid,
-        captions=_INDEX.join(Caption.__table__, Caption.id == _INDEX.c.rowid),
         matches=_INDEX_COLUMN.match(EXPRESSION),
         lacks=Caption.id.not_in(select(_INDEX.c.rowid).where(_INDEX_COLUMN.match(EXPRESSION))),
         # bm25() is the lower the better; a score is the other way round.

@@ -34,9 +34,9 @@ def damage(database: Database) -> Iterator[Finding]:
 
 def references(connection: Connection) -> Iterator[Finding]:
     """References to what is not there."""
-    # Images are looked at above, and more closely.
+    # Live captions are looked at elsewhere, and more closely; what is shown follows from them.
     for table, row, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
-        if table != "image":
+        if table not in ("image", "shown"):
             detail = f"it refers to a row of {parent} that is not there"
             yield Finding(FindingKind.REFERENCE, f"{table} {row}" if row is not None else table, detail)
 

@@ -6,13 +6,13 @@ person said of it, and `result` the log of what was said where: the rows that th
 ::
 
     location ──> image <──> caption ──> model          image_vector ──> caption
-                   ^           ^          ^
+                   ^           ^          ^            shown ─────────> caption
     part <──────── result ─────┘          │
-      └──────────────┴─────────> run ─────┘          quarantine ──> run
+      └──────────────┴─────────> run ─────┘            quarantine ────> run
 
 The migrations in `sql/versions` create the tables, and with them what is not declared here: the view
-`captions` and the full-text index (SQLite's `caption_fts` and its triggers, PostgreSQL's column
-`caption.search_vector`). A test holds both descriptions equal.
+`captions`, the full-text index (SQLite's `caption_fts`, PostgreSQL's column `shown.search_vector`), and the
+triggers that keep that index and the table `shown`. A test holds both descriptions equal.
 """
 
 from datetime import UTC, datetime
@@ -227,6 +227,23 @@ class ImageVector(Base):
     )
     # float16[D], little-endian, of length one.
     vector: Mapped[bytes]
+
+
+class Shown(Base):
+    """A caption that people find: it is the live one of an image that is at one location or more.
+
+    Written by triggers alone, whoever changes images and locations. A search counts and ranks its hits by
+    this table and looks up only those of its page.
+    """
+
+    __tablename__ = "shown"
+    __table_args__ = (CheckConstraint("files >= 1", name="files"),)
+
+    caption_id: Mapped[int] = mapped_column(
+        RowId, ForeignKey("caption.id"), primary_key=True, autoincrement=False
+    )
+    # How many: locations of the image that have not vanished.
+    files: Mapped[int] = mapped_column(Integer)
 
 
 class Result(Base):

@@ -203,3 +203,78 @@ CREATE TABLE image_vector (
 ALTER TABLE model ADD COLUMN vector_size INTEGER;
 
 CREATE INDEX ix_caption_created_at ON caption (created_at);
+
+CREATE TABLE shown (
+    caption_id BIGINT NOT NULL,
+    files INTEGER NOT NULL,
+    CONSTRAINT pk_shown PRIMARY KEY (caption_id),
+    CONSTRAINT fk_shown_caption_id FOREIGN KEY(caption_id) REFERENCES caption (id),
+    CONSTRAINT ck_shown_files CHECK (files >= 1)
+);
+
+ALTER TABLE shown ADD COLUMN search_vector tsvector NOT NULL;
+
+INSERT INTO shown (caption_id, files, search_vector)
+SELECT caption.id, found.files, caption.search_vector
+FROM (SELECT content_hash, count(*) AS files FROM location WHERE vanished_at IS NULL GROUP BY content_hash)
+    AS found
+JOIN image ON image.content_hash = found.content_hash
+JOIN caption ON caption.id = image.caption_id
+ORDER BY caption.id;
+
+CREATE INDEX ix_shown_search_vector ON shown USING gin (search_vector);
+
+ALTER TABLE caption DROP COLUMN search_vector;
+
+CREATE FUNCTION batchcap_location_changed() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' AND OLD.vanished_at IS NULL THEN
+        DELETE FROM shown USING image
+        WHERE image.content_hash = OLD.content_hash AND shown.caption_id = image.caption_id AND files = 1;
+        UPDATE shown SET files = files - 1 FROM image
+        WHERE image.content_hash = OLD.content_hash AND shown.caption_id = image.caption_id;
+    END IF;
+    IF TG_OP <> 'DELETE' AND NEW.vanished_at IS NULL THEN
+        INSERT INTO shown (caption_id, files, search_vector)
+        SELECT caption.id, 1, batchcap_search_vector(caption.search_text)
+        FROM image JOIN caption ON caption.id = image.caption_id
+        WHERE image.content_hash = NEW.content_hash
+        ON CONFLICT (caption_id) DO UPDATE SET files = shown.files + 1;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION batchcap_image_changed() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    DELETE FROM shown WHERE caption_id = OLD.caption_id;
+    INSERT INTO shown (caption_id, files, search_vector)
+    SELECT caption.id, found.files, batchcap_search_vector(caption.search_text)
+    FROM caption,
+         (SELECT count(*) AS files FROM location
+          WHERE content_hash = NEW.content_hash AND vanished_at IS NULL) AS found
+    WHERE caption.id = NEW.caption_id AND found.files > 0
+    ON CONFLICT (caption_id) DO UPDATE SET files = shown.files + excluded.files;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION batchcap_caption_changed() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    UPDATE shown SET search_vector = batchcap_search_vector(NEW.search_text) WHERE caption_id = NEW.id;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER shown_location_aid AFTER INSERT OR DELETE ON location
+FOR EACH ROW EXECUTE FUNCTION batchcap_location_changed();
+
+CREATE TRIGGER shown_location_au AFTER UPDATE OF content_hash, vanished_at ON location FOR EACH ROW
+WHEN (OLD.content_hash <> NEW.content_hash OR (OLD.vanished_at IS NULL) <> (NEW.vanished_at IS NULL))
+EXECUTE FUNCTION batchcap_location_changed();
+
+CREATE TRIGGER shown_image_au AFTER UPDATE OF caption_id ON image FOR EACH ROW
+WHEN (OLD.caption_id IS DISTINCT FROM NEW.caption_id) EXECUTE FUNCTION batchcap_image_changed();
+
+CREATE TRIGGER shown_caption_au AFTER UPDATE OF search_text ON caption
+FOR EACH ROW EXECUTE FUNCTION batchcap_caption_changed();

@@ -191,3 +191,48 @@ CREATE TABLE image_vector (
 );
 
 CREATE INDEX ix_caption_created_at ON caption (created_at);
+
+CREATE TABLE shown (
+    caption_id INTEGER NOT NULL,
+    files INTEGER NOT NULL,
+    CONSTRAINT pk_shown PRIMARY KEY (caption_id),
+    CONSTRAINT fk_shown_caption_id FOREIGN KEY(caption_id) REFERENCES caption (id),
+    CONSTRAINT ck_shown_files CHECK (files >= 1)
+);
+
+CREATE TRIGGER shown_location_ai AFTER INSERT ON location WHEN new.vanished_at IS NULL BEGIN
+    INSERT INTO shown (caption_id, files)
+    SELECT caption_id, 1 FROM image WHERE content_hash = new.content_hash AND caption_id IS NOT NULL
+    ON CONFLICT (caption_id) DO UPDATE SET files = files + 1;
+END;
+
+CREATE TRIGGER shown_location_ad AFTER DELETE ON location WHEN old.vanished_at IS NULL BEGIN
+    DELETE FROM shown
+    WHERE caption_id = (SELECT caption_id FROM image WHERE content_hash = old.content_hash) AND files = 1;
+    UPDATE shown SET files = files - 1
+    WHERE caption_id = (SELECT caption_id FROM image WHERE content_hash = old.content_hash);
+END;
+
+CREATE TRIGGER shown_location_au AFTER UPDATE OF content_hash, vanished_at ON location
+WHEN old.content_hash <> new.content_hash OR (old.vanished_at IS NULL) <> (new.vanished_at IS NULL) BEGIN
+    DELETE FROM shown
+    WHERE caption_id = (SELECT caption_id FROM image WHERE content_hash = old.content_hash) AND files = 1
+      AND old.vanished_at IS NULL;
+    UPDATE shown SET files = files - 1
+    WHERE caption_id = (SELECT caption_id FROM image WHERE content_hash = old.content_hash)
+      AND old.vanished_at IS NULL;
+    INSERT INTO shown (caption_id, files)
+    SELECT caption_id, 1 FROM image
+    WHERE content_hash = new.content_hash AND caption_id IS NOT NULL AND new.vanished_at IS NULL
+    ON CONFLICT (caption_id) DO UPDATE SET files = files + 1;
+END;
+
+CREATE TRIGGER shown_image_au AFTER UPDATE OF caption_id ON image
+WHEN old.caption_id IS NOT new.caption_id BEGIN
+    DELETE FROM shown WHERE caption_id = old.caption_id;
+    INSERT INTO shown (caption_id, files)
+    SELECT new.caption_id, count(*) FROM location
+    WHERE content_hash = new.content_hash AND vanished_at IS NULL AND new.caption_id IS NOT NULL
+    GROUP BY content_hash
+    ON CONFLICT (caption_id) DO UPDATE SET files = files + excluded.files;
+END;

@@ -92,6 +92,11 @@ def rows_of(url: str) -> dict[str, list[tuple[Any, ...]]]:
     statements["image"] = (
         "SELECT content_hash, width, height, format, size_bytes, taken_at, caption_id FROM image ORDER BY 1"
     )
+    # All but PostgreSQL's full-text index, which has moved.
+    statements["caption"] = (
+        "SELECT id, content_hash, source, fingerprint, text, search_text, log_prob, confidence, token_count, "
+        "created_at FROM caption ORDER BY 1"
+    )
     statements["model"] = "SELECT fingerprint, name, config, created_at FROM model ORDER BY 1"
     statements["my_dogs"] = "SELECT uri FROM my_dogs ORDER BY 1"
     statements["version"] = "SELECT version_num FROM alembic_version"
@@ -112,7 +117,11 @@ def without_versions(rows: dict[str, list[tuple[Any, ...]]]) -> dict[str, list[t
 
 @pytest.mark.parametrize(
     "url",
-    [f"{database} {version}" for database in ("sqlite", "postgresql") for version in ("0001", "0002")],
+    [
+        f"{database} {version}"
+        for database in ("sqlite", "postgresql")
+        for version in ("0001", "0002", "0003")
+    ],
     indirect=True,
 )
 def test_an_old_catalog_is_migrated_with_all_its_rows_and_goes_on(
@@ -136,6 +145,8 @@ def test_an_old_catalog_is_migrated_with_all_its_rows_and_goes_on(
         entries = [entry("/photos/1.jpg"), entry("/photos/2.png", 200), entry("/photos/4.jpg", 300)]
         (wave,) = catalog.plan(entries, OLD.fingerprint)
         assert (wave.unchanged, wave.todo) == (2, entries[2:])
+        with catalog.query("SELECT caption_id, files FROM shown ORDER BY 1") as found:
+            assert list(found.rows) == [(1, 2), (3, 1)]
         # Nor has any image a vector, also not one with a person's caption.
         with catalog.query("SELECT count(*) FROM image_vector") as found:
             assert list(found.rows) == [(0,)]

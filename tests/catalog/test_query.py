@@ -76,7 +76,7 @@ def test_what_reads_is_answered(filled: Catalog, sql: str) -> None:
 @pytest.mark.parametrize(
     "sql",
     [
-        "SELECT count(*) FROM caption WHERE search_vector @@ 'dog'",
+        "SELECT count(*) FROM shown WHERE search_vector @@ 'dog'",
         "SELECT json_array_elements(source) FROM run",
         "SELECT column_name FROM information_schema.columns WHERE table_name = 'run'",
         "EXPLAIN SELECT * FROM captions",

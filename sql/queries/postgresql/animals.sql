@@ -17,7 +17,8 @@ SELECT
     round(CAST(avg(caption.confidence) AS numeric), 2) AS mean_confidence,
     min(location.uri) AS example
 FROM wanted
-JOIN caption ON caption.search_vector @@ wanted.stem::tsquery
+JOIN shown ON shown.search_vector @@ wanted.stem::tsquery
+JOIN caption ON caption.id = shown.caption_id
 JOIN image ON image.caption_id = caption.id
 JOIN location ON location.content_hash = image.content_hash AND location.vanished_at IS NULL
 GROUP BY animal
