@@ -30,7 +30,7 @@ from batchcap.catalog.tables import Caption, Image, Location, Model, Shown
 RANKED = 50_000
 
 
-def count_hits(full_text: FullText | None, filters: Sequence[ColumnElement[bool]]) -> Select[tuple[int, int]]:
+def count_hits(full_text: FullText | None, filters: Sequence[ColumnElement[bool]]) -> "Select[int, int]":
     """How many hits there are to be ranked, and of how many files they are the captions.
 
     Args:
@@ -38,7 +38,7 @@ def count_hits(full_text: FullText | None, filters: Sequence[ColumnElement[bool]
         filters: what else must hold of a file, its image and its caption.
     """
     found = Shown.__table__ if full_text is None else full_text.shown
-    source, conditions, files = _narrowed(found, filters)
+    source, conditions, files = narrowed(found, filters)
     matches = [] if full_text is None else [full_text.matches]
     return (
         select(func.count(), func.coalesce(func.sum(files), 0))
@@ -81,9 +81,9 @@ def find_best(
     return total, connection.execute(page, parameters).all()
 
 
-def _oldest_ranked(full_text: FullText, filters: Sequence[ColumnElement[bool]]) -> Select[tuple[int]]:
+def _oldest_ranked(full_text: FullText, filters: Sequence[ColumnElement[bool]]) -> "Select[int]":
     """The number of the oldest of the newest `RANKED` hits, if there are so many."""
-    source, conditions, _ = _narrowed(full_text.shown, filters)
+    source, conditions, _ = narrowed(full_text.shown, filters)
     return (
         select(full_text.caption_id)
         .select_from(source)
@@ -104,7 +104,7 @@ def _best_page(
     oldest: int | None,
 ) -> Select[Any]:
     """See `find_best`; of hits that are older than `oldest` none is ranked."""
-    source, conditions, _ = _narrowed(full_text.shown, filters)
+    source, conditions, _ = narrowed(full_text.shown, filters)
     score = full_text.score
     if oldest is not None:
         is_ranked = full_text.caption_id >= oldest
@@ -138,16 +138,21 @@ def _best_page(
     )
 
 
-def _narrowed(
-    found: FromClause, filters: Sequence[ColumnElement[bool]]
+def narrowed(
+    found: FromClause, filters: Sequence[ColumnElement[bool]], *columns: ColumnElement[Any]
 ) -> tuple[FromClause, list[ColumnElement[bool]], ColumnElement[int]]:
-    """What to read for filters: as few tables as they speak of.
+    """What to read for filters and columns: as few tables as they speak of.
+
+    Args:
+        found: the table `Shown`, by itself or joined with an index.
+        filters: what must hold of a file, its image and its caption.
+        columns: of a caption, and of what is looked up by it.
 
     Returns:
         The tables; the conditions; and the files of a row, which is a caption, or one of its files if these
         are filtered too.
     """
-    tables = {getattr(part, "table", None) for one in filters for part in iterate(one)}
+    tables = {getattr(part, "table", None) for one in (*filters, *columns) for part in iterate(one)}
     if Caption.__table__ in tables:
         found = found.join(Caption.__table__, Caption.id == Shown.caption_id)
     if tables.isdisjoint((Image.__table__, Location.__table__)):

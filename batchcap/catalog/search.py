@@ -82,7 +82,7 @@ class Wanted:
         """Rows of `uri`, `score` and `HIT_COLUMNS`, with the words that were found marked."""
         return [
             SearchHit(
-                **row._mapping,
+                **{name: value for name, value in row._mapping.items() if name != "caption_id"},
                 spans=highlight(row.caption, self.terms),
             )
             for row in rows

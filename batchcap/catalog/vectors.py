@@ -7,21 +7,33 @@ index that a run would have to keep up.
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import Connection, case, func, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    Select,
+    case,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.orm import aliased
 
 from batchcap.catalog.connection import Database
+from batchcap.catalog.ranking import narrowed
 from batchcap.catalog.records import (
     Captioned,
     CaptionFilter,
     Likeness,
-    SearchHit,
     SearchResult,
     VectorModel,
 )
 from batchcap.catalog.search import HIT_COLUMNS, Wanted
-from batchcap.catalog.tables import Caption, ImageVector, Location, Model, Run
+from batchcap.catalog.tables import Caption, ImageVector, Location, Model, Run, Shown
 
 # As vectors are stored: see `captioner.protocol.stored_vector`.
 DTYPE = "<f2"
@@ -29,7 +41,7 @@ DTYPE = "<f2"
 _BLOCK_ROWS = 4096
 # The vectors have three good digits; what is equal shall be equal wherever in a block it stands.
 _SCORE_DIGITS = 6
-# Locations in one IN (...): below every database's limit of parameters.
+# Captions in one IN (...): below every database's limit of parameters.
 _CHUNK = 500
 
 
@@ -99,46 +111,70 @@ def search_like(
     wanted = Wanted.of(database, query, where)
     if wanted is None:
         return SearchResult(0, [])
-    nearest = _Nearest(likeness.vector, offset + limit)
-    own = aliased(Caption)
-    is_own = (own.content_hash == Location.content_hash) & (own.fingerprint == likeness.fingerprint)
-    # Most often the live caption is this model's, and another need not be looked for.
-    caption_id = case(
-        (Caption.fingerprint == likeness.fingerprint, Caption.id),
-        else_=select(own.id).where(is_own).correlate(Location).scalar_subquery(),
-    )
-    statement = (
-        wanted.select(Location.uri, ImageVector.vector)
-        .join(ImageVector, ImageVector.caption_id == caption_id)
-        # Whatever another program may have done to one.
-        .where(func.length(ImageVector.vector) == len(likeness.vector))
-        # The rows come as they are asked for.
-        .execution_options(yield_per=_BLOCK_ROWS)
-    )
-    if not wanted.has_words:
-        # In the order in which runs caption, so that vectors are read nearly one after the other; and what is
-        # below a folder is found by the key. Any other order would jump to and fro in all tables.
-        statement = statement.order_by(Location.uri)
-    if likeness.uri is not None:
-        statement = statement.where(Location.uri != likeness.uri)
+    # One more, for the picture itself may be among them.
+    nearest = _Nearest(likeness.vector, offset + limit + 1)
+    itself = 0
     with database.read() as connection:
         if wanted.has_words:
             database.expect_lookups(connection)
-        for rows in connection.execute(statement, wanted.parameters).partitions():
+        # The rows come as they are asked for.
+        vectors = _vectors(wanted, likeness).execution_options(yield_per=_BLOCK_ROWS)
+        for rows in connection.execute(vectors, wanted.parameters).partitions():
             nearest.add(*zip(*rows, strict=True))
-        page = nearest.best()[offset:]
-        hits = {hit.uri: hit for hit in _hits(connection, wanted, [uri for _, uri in page])}
-    scored = [replace(hits[uri], score=score) for score, uri in page]
-    return SearchResult(nearest.count, scored)
+        if likeness.uri is not None:
+            is_itself = _vectors(wanted, likeness, Location.uri == likeness.uri)
+            itself = len(connection.execute(is_itself, wanted.parameters).all())
+        scores = nearest.best()
+        files = [row for row in _files(connection, wanted, list(scores)) if row.uri != likeness.uri]
+    files.sort(key=lambda row: (-scores[row.caption_id], -row.caption_id, row.uri))
+    page = files[offset : offset + limit]
+    hits = [
+        replace(hit, score=scores[row.caption_id]) for hit, row in zip(wanted.hits(page), page, strict=True)
+    ]
+    return SearchResult(nearest.files - itself, hits)
 
 
-def _hits(connection: Connection, wanted: Wanted, uris: Sequence[str]) -> Iterator[SearchHit]:
-    statement = wanted.select(Location.uri, literal(0.0).label("score"), *HIT_COLUMNS).outerjoin(
-        Model, Model.fingerprint == Caption.fingerprint
+def _vectors(wanted: Wanted, likeness: Likeness, *also: ColumnElement[bool]) -> "Select[int, int, bytes]":
+    """What is shown of images and has the wanted words, with the vectors that one model has given them.
+
+    Returns:
+        Rows of the caption's number, how many files it is of, and the vector.
+    """
+    own = aliased(Caption)
+    is_own = (own.content_hash == Caption.content_hash) & (own.fingerprint == likeness.fingerprint)
+    # Most often the caption that is shown is this model's, and another need not be looked for.
+    caption_id = case(
+        (Caption.fingerprint == likeness.fingerprint, Caption.id),
+        else_=select(own.id).where(is_own).correlate(Caption).scalar_subquery(),
     )
-    for start in range(0, len(uris), _CHUNK):
-        chosen = statement.where(Location.uri.in_(uris[start : start + _CHUNK]))
-        yield from wanted.hits(connection.execute(chosen, wanted.parameters))
+    found: FromClause = wanted.full_text.shown if wanted.has_words else Shown.__table__
+    source, conditions, files = narrowed(found, [*wanted.filters, *also], caption_id)
+    statement = (
+        select(Shown.caption_id, files.label("files"), ImageVector.vector)
+        .select_from(source)
+        .join(ImageVector, ImageVector.caption_id == caption_id)
+        .where(*([wanted.full_text.matches] if wanted.has_words else []), *conditions)
+        # Whatever another program may have done to one.
+        .where(func.length(ImageVector.vector) == len(likeness.vector))
+    )
+    if wanted.has_words:
+        return statement
+    # Captions in the order in which runs wrote them, so that vectors are read one after the other; files of a
+    # folder in theirs, so that they are found by the key. Any other would jump to and fro in all tables.
+    return statement.order_by(Shown.caption_id if files is Shown.__table__.c.files else Location.uri)
+
+
+def _files(connection: Connection, wanted: Wanted, caption_ids: Sequence[int]) -> Iterator[Row[Any]]:
+    """What is said of the files of captions, of those that the filters let through."""
+    statement = (
+        # That the words are there is known.
+        replace(wanted, has_words=False)
+        .select(Caption.id.label("caption_id"), Location.uri, literal(0.0).label("score"), *HIT_COLUMNS)
+        .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
+    )
+    for start in range(0, len(caption_ids), _CHUNK):
+        chosen = statement.where(Caption.id.in_(caption_ids[start : start + _CHUNK]))
+        yield from connection.execute(chosen, wanted.parameters)
 
 
 class _Nearest:
@@ -147,31 +183,37 @@ class _Nearest:
     Args:
         vector: float16[D] of length one, as it is stored.
         count: how many are wanted.
+
+    Attributes:
+        files: of how many the vectors were.
     """
 
     def __init__(self, vector: bytes, count: int) -> None:
         import numpy as np
 
-        self.count = 0
+        self.files = 0
         self._vector = np.frombuffer(vector, DTYPE).astype(np.float32)
         self._wanted = count
-        # By what sorts them: the score, negative, and the location.
-        self._best: list[tuple[float, str]] = []
+        # By what sorts them: the score and the caption's number, both negative.
+        self._best: list[tuple[float, int]] = []
         self._worst = -2.0
 
-    def add(self, uris: Sequence[str], vectors: Sequence[bytes]) -> None:
+    def add(self, caption_ids: Sequence[int], files: Sequence[int], vectors: Sequence[bytes]) -> None:
         """Compares some more."""
         import numpy as np
 
         block = np.frombuffer(b"".join(vectors), DTYPE).reshape(len(vectors), -1)
         scores = np.round(block.astype(np.float32) @ self._vector, _SCORE_DIGITS)
-        self.count += len(uris)
+        self.files += sum(files)
         near = np.flatnonzero(scores >= self._worst)
-        self._best += [(-float(scores[place]), uris[place]) for place in near.tolist()]
+        self._best += [(-float(scores[place]), -caption_ids[place]) for place in near.tolist()]
         if len(self._best) > 2 * self._wanted:
-            self._best = heapq.nsmallest(self._wanted, self._best)
-            self._worst = -self._best[-1][0]
+            self._best = heapq.nsmallest(self._wanted, set(self._best))
+            if len(self._best) == self._wanted:
+                self._worst = -self._best[-1][0]
 
-    def best(self) -> list[tuple[float, str]]:
-        """Scores and locations, the nearest first."""
-        return [(-score, uri) for score, uri in heapq.nsmallest(self._wanted, self._best)]
+    def best(self) -> dict[int, float]:
+        """Captions and their scores, the nearest first."""
+        # A caption is there once for each of its files, where these are filtered.
+        nearest = heapq.nsmallest(self._wanted, set(self._best))
+        return {-caption_id: -score for score, caption_id in nearest}
