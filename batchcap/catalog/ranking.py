@@ -1,4 +1,4 @@
-"""Hits of a full-text search: all are counted, the best are shown, and only those are looked up.
+"""Hits of a full-text search: all are counted, and the best are found.
 
 A million captions have words that a third of them use, so of a hit no more is read than its number, how many
 files it is the caption of (`Shown`) and its score. Filters of images and locations need a look at these, too,
@@ -6,45 +6,29 @@ for each of the hits.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    FromClause,
-    Row,
-    Select,
-    case,
-    func,
-    literal,
-    literal_column,
-    select,
-)
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, func, literal, select, true
 from sqlalchemy.sql.visitors import iterate
 
 from batchcap.catalog.fulltext import FullText
-from batchcap.catalog.tables import Caption, Image, Location, Model, Shown
+from batchcap.catalog.tables import Caption, Image, Location, Shown
 
 # Of more hits than these the newest are ranked and come first; the others follow, newest first. Scoring costs
 # far more than counting, and of so many that answer the same few words one is hardly better than another.
 RANKED = 50_000
 
 
-def count_hits(full_text: FullText | None, filters: Sequence[ColumnElement[bool]]) -> "Select[int, int]":
-    """How many hits there are to be ranked, and of how many files they are the captions.
+class Hits(NamedTuple):
+    """What a search has found.
 
     Args:
-        full_text: how the database searches; None counts all captions that are shown, whatever they say.
-        filters: what else must hold of a file, its image and its caption.
+        files: of how many files its hits are the captions.
+        scores: of the best captions, by their numbers, the best first.
     """
-    found = Shown.__table__ if full_text is None else full_text.shown
-    source, conditions, files = narrowed(found, filters)
-    matches = [] if full_text is None else [full_text.matches]
-    return (
-        select(func.count(), func.coalesce(func.sum(files), 0))
-        .select_from(source)
-        .where(*matches, *conditions)
-    )
+
+    files: int
+    scores: dict[int, float]
 
 
 def find_best(
@@ -52,90 +36,40 @@ def find_best(
     full_text: FullText,
     filters: Sequence[ColumnElement[bool]],
     parameters: Mapping[str, str],
-    columns: Sequence[Any],
-    *,
-    limit: int,
-    offset: int,
-) -> tuple[int, Sequence[Row[Any]]]:
-    """A page of the files whose captions are hits, the best first, and how many files there are in all.
+    count: int,
+) -> Hits:
+    """The best captions that answer the expression, those that came last first where they are equally good.
 
     Args:
         connection: in a read transaction.
         full_text: how the database searches.
         filters: what else must hold of a file, its image and its caption.
         parameters: `expression`, what is looked for.
-        columns: of `Caption`, `Image` and `Model`, to be shown.
-        limit: files on the page.
-        offset: files before it.
-
-    Returns:
-        The number; rows of `uri`, `score` and the columns.
+        count: how many of the files are wanted, at most; the captions have at least so many.
     """
-    hits, total = connection.execute(count_hits(full_text, filters), parameters).one()
-    if offset >= total:
-        return total, []
-    oldest = None
-    if hits > RANKED:
-        oldest = connection.scalar(_oldest_ranked(full_text, filters), parameters)
-    page = _best_page(full_text, filters, columns, limit=limit, offset=offset, oldest=oldest)
-    return total, connection.execute(page, parameters).all()
+    rows = connection.execute(_ranked(full_text, filters, min(count, RANKED)), parameters).all()
+    hits, files, oldest = rows[0][:3]
+    scores = {row.caption_id: row.score for row in rows if row.caption_id is not None}
+    if hits < RANKED:
+        return Hits(files, scores)
+    files = connection.execute(count_hits(full_text, filters), parameters).one()[0]
+    if count > RANKED:
+        others = _older_than(oldest, full_text, filters, count - RANKED)
+        scores |= dict.fromkeys(connection.scalars(others, parameters), 0.0)
+    return Hits(files, scores)
 
 
-def _oldest_ranked(full_text: FullText, filters: Sequence[ColumnElement[bool]]) -> "Select[int]":
-    """The number of the oldest of the newest `RANKED` hits, if there are so many."""
-    source, conditions, _ = narrowed(full_text.shown, filters)
-    return (
-        select(full_text.caption_id)
-        .select_from(source)
-        .where(full_text.matches, *conditions)
-        .order_by(full_text.caption_id.desc())
-        .limit(1)
-        .offset(RANKED - 1)
-    )
+def count_hits(full_text: FullText | None, filters: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """The number of files whose captions are hits.
 
-
-def _best_page(
-    full_text: FullText,
-    filters: Sequence[ColumnElement[bool]],
-    columns: Sequence[Any],
-    *,
-    limit: int,
-    offset: int,
-    oldest: int | None,
-) -> Select[Any]:
-    """See `find_best`; of hits that are older than `oldest` none is ranked."""
-    source, conditions, _ = narrowed(full_text.shown, filters)
-    score = full_text.score
-    if oldest is not None:
-        is_ranked = full_text.caption_id >= oldest
-        if offset + limit <= RANKED:
-            conditions = [*conditions, is_ranked]
-        else:
-            # A score is above 0.
-            score = case((is_ranked, score), else_=0.0)
-    # Each of these is the caption of one file of the page, or of one before it, at least.
-    best = (
-        select(full_text.caption_id.label("caption_id"), score.label("score"))
-        .select_from(source)
-        .where(full_text.matches, *conditions)
-        .order_by(literal_column("score").desc(), literal_column("caption_id").desc())
-        .limit(offset + limit)
-        .subquery("best")
-    )
-    # With filters of files a caption is there once for each that answers them.
-    once = select(best).distinct().subquery("once")
-    return (
-        select(Location.uri, once.c.score, *columns)
-        .select_from(once)
-        .join(Caption, Caption.id == once.c.caption_id)
-        .join(Image, Image.caption_id == Caption.id)
-        .join(Location, Location.content_hash == Image.content_hash)
-        .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
-        .where(*filters, Location.vanished_at.is_(None))
-        .order_by(once.c.score.desc(), once.c.caption_id.desc(), Location.uri.asc())
-        .limit(limit)
-        .offset(offset)
-    )
+    Args:
+        full_text: how the database searches; None counts what is shown of all files, whatever it says.
+        filters: what else must hold of a file, its image and its caption.
+    """
+    found = Shown.__table__ if full_text is None else full_text.shown
+    source, conditions, files = narrowed(found, filters)
+    matches = [] if full_text is None else [full_text.matches]
+    return select(func.coalesce(func.sum(files), 0)).select_from(source).where(*matches, *conditions)
 
 
 def narrowed(
@@ -160,3 +94,55 @@ def narrowed(
     found = found.join(Image.__table__, Image.caption_id == Shown.caption_id)
     found = found.join(Location.__table__, Location.content_hash == Image.content_hash)
     return found, [*filters, Location.vanished_at.is_(None)], literal(1)
+
+
+def _ranked(full_text: FullText, filters: Sequence[ColumnElement[bool]], limit: int) -> Select[Any]:
+    """The best of the newest hits.
+
+    Returns:
+        Rows of what is true of all of the newest: how many hits and files there are, and the number of the
+        oldest; then the number of one of the best and its score, NULL if there is none.
+    """
+    source, conditions, files = narrowed(full_text.shown, filters)
+    newest = (
+        select(full_text.caption_id.label("caption_id"), files.label("files"), full_text.score.label("score"))
+        .select_from(source)
+        .where(full_text.matches, *conditions)
+        .order_by(full_text.caption_id.desc())
+        .limit(RANKED)
+        .cte("newest")
+    )
+    counted = select(
+        func.count().label("hits"),
+        func.coalesce(func.sum(newest.c.files), 0).label("files"),
+        func.min(newest.c.caption_id).label("oldest"),
+    ).subquery("counted")
+    # With filters of files a caption is there once for each that answers them.
+    best = (
+        select(newest.c.caption_id, newest.c.score)
+        .distinct()
+        .order_by(newest.c.score.desc(), newest.c.caption_id.desc())
+        .limit(limit)
+        .subquery("best")
+    )
+    return (
+        select(counted, best.c.caption_id, best.c.score)
+        .select_from(counted)
+        .outerjoin(best, true())
+        .order_by(best.c.score.desc(), best.c.caption_id.desc())
+    )
+
+
+def _older_than(
+    caption_id: int, full_text: FullText, filters: Sequence[ColumnElement[bool]], limit: int
+) -> Select[Any]:
+    """The numbers of hits that are older, the newest first."""
+    source, conditions, _ = narrowed(full_text.shown, filters)
+    return (
+        select(full_text.caption_id)
+        .distinct()
+        .select_from(source)
+        .where(full_text.matches, *conditions, full_text.caption_id < caption_id)
+        .order_by(full_text.caption_id.desc())
+        .limit(limit)
+    )

@@ -1,11 +1,11 @@
 """Full-text search over the live captions."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Row, Select, and_, literal, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, select
 
 from batchcap.catalog.connection import Database
 from batchcap.catalog.filters import conditions
@@ -30,6 +30,9 @@ HIT_COLUMNS: tuple[Any, ...] = (
     Image.latitude,
     Image.longitude,
 )
+_HIT_NAMES = ("uri", *(column.key for column in HIT_COLUMNS))
+# Captions in one IN (...): below every database's limit of parameters.
+_CHUNK = 500
 _BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
@@ -78,15 +81,43 @@ class Wanted:
             .where(*self.filters, Location.vanished_at.is_(None))
         )
 
-    def hits(self, rows: Iterable[Row[Any]]) -> list[SearchHit]:
-        """Rows of `uri`, `score` and `HIT_COLUMNS`, with the words that were found marked."""
-        return [
-            SearchHit(
-                **{name: value for name, value in row._mapping.items() if name != "caption_id"},
-                spans=highlight(row.caption, self.terms),
-            )
-            for row in rows
-        ]
+    def page(
+        self,
+        connection: Connection,
+        scores: Mapping[int, float],
+        *,
+        limit: int,
+        offset: int,
+        without: str | None = None,
+    ) -> list[SearchHit]:
+        """What is said of the files of captions: the best first, then those of the caption that came last.
+
+        Args:
+            connection: in a read transaction.
+            scores: of captions that are shown and have the words, by their numbers.
+            limit: files on the page.
+            offset: files before it.
+            without: the uri of a file that is none of them.
+        """
+        # That the words are there is known.
+        statement = (
+            replace(self, has_words=False)
+            .select(Caption.id.label("caption_id"), Location.uri, *HIT_COLUMNS)
+            .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
+        )
+        caption_ids = list(scores)
+        rows: list[Row[Any]] = []
+        for start in range(0, len(caption_ids), _CHUNK):
+            chosen = statement.where(Caption.id.in_(caption_ids[start : start + _CHUNK]))
+            rows += connection.execute(chosen, self.parameters)
+        files = [row for row in rows if row.uri != without]
+        files.sort(key=lambda row: (-scores[row.caption_id], -row.caption_id, row.uri))
+        return [self.hit(row, scores[row.caption_id]) for row in files[offset : offset + limit]]
+
+    def hit(self, row: Row[Any], score: float) -> SearchHit:
+        """A row of `caption_id`, `uri` and `HIT_COLUMNS`, with the words that were found marked."""
+        said = dict(zip(_HIT_NAMES, row[1:], strict=True))
+        return SearchHit(**said, score=score, spans=highlight(row.caption, self.terms))
 
 
 def search(database: Database, query: str, *, limit: int, offset: int, where: CaptionFilter) -> SearchResult:
@@ -103,16 +134,8 @@ def _ranked(database: Database, wanted: Wanted, *, limit: int, offset: int) -> S
     """The best, by the words."""
     with database.read() as connection:
         database.expect_lookups(connection)
-        total, rows = find_best(
-            connection,
-            wanted.full_text,
-            wanted.filters,
-            wanted.parameters,
-            HIT_COLUMNS,
-            limit=limit,
-            offset=offset,
-        )
-    return SearchResult(total, wanted.hits(rows))
+        hits = find_best(connection, wanted.full_text, wanted.filters, wanted.parameters, offset + limit)
+        return SearchResult(hits.files, wanted.page(connection, hits.scores, limit=limit, offset=offset))
 
 
 def _listed(
@@ -124,7 +147,7 @@ def _listed(
     captions and sort them. Below a folder are fewer, and another index finds them.
     """
     page = (
-        wanted.select(Location.uri, literal(0.0).label("score"), *HIT_COLUMNS)
+        wanted.select(Caption.id, Location.uri, *HIT_COLUMNS)
         # True of all.
         .where(*([Caption.created_at >= _BEGINNING] if reads_by_time else []))
         .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
@@ -133,8 +156,10 @@ def _listed(
         .offset(offset)
     )
     with database.read() as connection:
-        _, total = connection.execute(count_hits(None, wanted.filters), wanted.parameters).one()
-        return SearchResult(total, wanted.hits(connection.execute(page, wanted.parameters)))
+        total = connection.execute(count_hits(None, wanted.filters), wanted.parameters).one()[0]
+        return SearchResult(
+            total, [wanted.hit(row, 0.0) for row in connection.execute(page, wanted.parameters)]
+        )
 
 
 def match_expression(terms: list[Term], syntax: Syntax) -> str | None:

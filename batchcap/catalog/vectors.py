@@ -5,19 +5,15 @@ index that a run would have to keep up.
 """
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
-    Row,
     Select,
     case,
     func,
-    literal,
     select,
     update,
 )
@@ -32,7 +28,7 @@ from batchcap.catalog.records import (
     SearchResult,
     VectorModel,
 )
-from batchcap.catalog.search import HIT_COLUMNS, Wanted
+from batchcap.catalog.search import Wanted
 from batchcap.catalog.tables import Caption, ImageVector, Location, Model, Run, Shown
 
 # As vectors are stored: see `captioner.protocol.stored_vector`.
@@ -41,8 +37,6 @@ DTYPE = "<f2"
 _BLOCK_ROWS = 4096
 # The vectors have three good digits; what is equal shall be equal wherever in a block it stands.
 _SCORE_DIGITS = 6
-# Captions in one IN (...): below every database's limit of parameters.
-_CHUNK = 500
 
 
 def insert_vectors(
@@ -124,13 +118,7 @@ def search_like(
         if likeness.uri is not None:
             is_itself = _vectors(wanted, likeness, Location.uri == likeness.uri)
             itself = len(connection.execute(is_itself, wanted.parameters).all())
-        scores = nearest.best()
-        files = [row for row in _files(connection, wanted, list(scores)) if row.uri != likeness.uri]
-    files.sort(key=lambda row: (-scores[row.caption_id], -row.caption_id, row.uri))
-    page = files[offset : offset + limit]
-    hits = [
-        replace(hit, score=scores[row.caption_id]) for hit, row in zip(wanted.hits(page), page, strict=True)
-    ]
+        hits = wanted.page(connection, nearest.best(), limit=limit, offset=offset, without=likeness.uri)
     return SearchResult(nearest.files - itself, hits)
 
 
@@ -162,19 +150,6 @@ def _vectors(wanted: Wanted, likeness: Likeness, *also: ColumnElement[bool]) -> 
     # Captions in the order in which runs wrote them, so that vectors are read one after the other; files of a
     # folder in theirs, so that they are found by the key. Any other would jump to and fro in all tables.
     return statement.order_by(Shown.caption_id if files is Shown.__table__.c.files else Location.uri)
-
-
-def _files(connection: Connection, wanted: Wanted, caption_ids: Sequence[int]) -> Iterator[Row[Any]]:
-    """What is said of the files of captions, of those that the filters let through."""
-    statement = (
-        # That the words are there is known.
-        replace(wanted, has_words=False)
-        .select(Caption.id.label("caption_id"), Location.uri, literal(0.0).label("score"), *HIT_COLUMNS)
-        .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
-    )
-    for start in range(0, len(caption_ids), _CHUNK):
-        chosen = statement.where(Caption.id.in_(caption_ids[start : start + _CHUNK]))
-        yield from connection.execute(chosen, wanted.parameters)
 
 
 class _Nearest:
