@@ -272,16 +272,13 @@ class Run:
         """Makes this model's caption the live one of these images, unless a person's is."""
         live = aliased(Caption)
         own = select(Caption.id).where(Caption.content_hash == Image.content_hash, self._of_this_model())
-        connection.execute(
+        statement = (
             update(Image)
-            .where(
-                Image.content_hash == bindparam("content"),
-                ~exists().where(live.id == Image.caption_id, live.source == "human"),
-                own.exists(),
-            )
-            .values(caption_id=own.scalar_subquery()),
-            [{"content": content} for content in sorted(contents)],
+            .where(~exists().where(live.id == Image.caption_id, live.source == "human"), own.exists())
+            .values(caption_id=own.scalar_subquery())
         )
+        for chunk in _chunks(sorted(contents)):
+            connection.execute(statement.where(Image.content_hash.in_(chunk)))
 
     def _caption_ids(self, connection: Connection, contents: set[str], *, own: bool) -> dict[str, int]:
         """The number of this model's caption (`own`) of each content, or else of the live one."""
