@@ -86,6 +86,29 @@ def test_a_year_in_the_life_of_a_collection(collection: Collection) -> None:  # 
     assert (report.captioned, report.known) == (0, 60)
 
 
+@pytest.mark.parametrize("in_process_files", [0, 1000])
+def test_copies_that_are_there_from_the_beginning_cost_nothing_either(
+    collection: Collection,  # noqa: F811
+    in_process_files: int,
+) -> None:
+    photos = collection.photos
+    for number in range(20):
+        make_photo(photos / "2023" / f"{number}.jpg", 100 + number)
+    shutil.copytree(photos / "2023", photos / "backup" / "2023")
+    # Of the same name and size, and yet another file: it says that it has other dots per inch.
+    other = photos / "backup" / "2023" / "3.jpg"
+    changed = bytearray(other.read_bytes())
+    changed[15] ^= 1
+    other.write_bytes(changed)
+    found = preview(collection)
+    assert (found.to_caption, found.maybe_known, found.new) == (23, 20, 43)
+    report = collection.index(in_process_files=in_process_files)
+    assert (report.captioned, report.known, report.quarantined) == (24, 19, {})
+    assert len(collection.captions()) == 23
+    assert collection.catalog.status().images == 24
+    assert collection.index().unchanged == 43
+
+
 class Hangs(Progress):
     """Lets a file hang as soon as the run has seen it, as on a network drive that is gone."""
 

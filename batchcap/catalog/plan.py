@@ -128,6 +128,8 @@ def plan_waves(
     )
     quarantine: _SortedRows[QuarantineRow] = _SortedRows(database, _quarantine_page)
     wave, counted, is_first = Wave(), False, True
+    # New files that look like one before them in the wave: they wait until that one is captioned.
+    twins = _Twins()
     started = time.monotonic()
     ascending = _ascending(entries)
     while chunk := list(islice(ascending, _CHUNK)):
@@ -163,17 +165,44 @@ def plan_waves(
                 maybe_known = entry.uri in likeness.uris
                 same_size = entry.size_bytes in likeness.sizes
             where = wave.maybe_known if maybe_known else wave.same_size if same_size else wave.todo
+            if where is wave.todo and location is None and twins.has(entry):
+                where = twins.waiting
             where.append(entry)
             if on_todo is not None and where is wave.todo:
                 on_todo()
-            is_enough = is_first and wave.size >= _FIRST_WAVE and time.monotonic() - started >= _FIRST_WAVE_S
-            if wave.size == wave_size or is_enough:
+            size = wave.size + len(twins.waiting)
+            is_enough = is_first and size >= _FIRST_WAVE and time.monotonic() - started >= _FIRST_WAVE_S
+            if size == wave_size or is_enough:
                 yield wave
-                wave, counted, is_first = Wave(), False, False
+                wave, counted, is_first = Wave(same_size=twins.waiting), False, False
+                twins = _Twins()
                 # The caller has committed since: its images are known now.
                 likeness = None
-    if counted:
+    if counted or wave.size:
         yield wave
+    if twins.waiting:
+        yield Wave(same_size=twins.waiting)
+
+
+class _Twins:
+    """Finds copies among the new files of one wave, as of a folder that was put aside for safety.
+
+    Attributes:
+        waiting: files that have the name and the size of one before them.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[FileEntry] = []
+        # Hashes: of half a million files the names would take several times as much memory.
+        self._seen: set[int] = set()
+
+    def has(self, entry: "FileEntry") -> bool:
+        """Whether a file before this one has its name and its size; if not, this one is before the others."""
+        twin = hash((entry.size_bytes, _name(entry.uri)))
+        if twin in self._seen:
+            return True
+        self._seen.add(twin)
+        return False
 
 
 def _is_captioned(entry: "FileEntry", location: LocationRow) -> bool:

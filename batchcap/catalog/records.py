@@ -92,8 +92,9 @@ class Wave:
     Args:
         todo: to be captioned.
         maybe_known: to be hashed first: the content may have a caption already.
-        same_size: new, and an image of their size is known, but under another name and of another time. In a
-            small collection they are copies; of ten million photographs nearly each shares its size.
+        same_size: new, and an image of their size is known, but under another name and of another time: in a
+            small collection they are copies; of ten million photographs nearly each shares its size. Also
+            those that have name and size of another new file, of the wave before.
         unchanged: captioned before and the same since.
         quarantined: failed before, the same since, and not to be tried again.
         stale: captioned before, but by another model; with `recaption` they are in `todo` or
