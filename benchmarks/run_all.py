@@ -21,6 +21,7 @@ _OTHERS = {"common", "run_all", "table"}
 # Runs beside the one with all options at their defaults, by the name of their result.
 _VARIANTS = {
     "index_throughput-12mp": ["index_throughput", "--megapixels", "12", "--limit", "300", "--num-beams", "1"],
+    "simulation-10m": ["simulation", "--images", "10000000"],
     "decoder-default-model": ["decoder", "--model", "batchcap/models/default", "--uncached-batch-size", "8"],
 }
 

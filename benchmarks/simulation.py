@@ -91,20 +91,23 @@ class Watch(Progress):
     """Notes rate and memory of the driver for every tenth of the run."""
 
     def __init__(self, step: int) -> None:
+        # A commit that crosses two borders leaves one note for both.
         self.tenths: list[dict[str, float]] = []
-        self._step = step
+        self._step = self._border = step
         self._done = self._done_before = 0
         self._before = time.perf_counter()
 
     def advance(self, files: int, quarantined: int) -> None:
         """After a commit."""
         self._done += files
-        if self._done < self._step * (len(self.tenths) + 1):
+        if self._done < self._border:
             return
+        self._border = (self._done // self._step + 1) * self._step
         now = time.perf_counter()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.tenths.append(
             {
+                "images": self._done,
                 "images_per_s": round((self._done - self._done_before) / (now - self._before), 1),
                 "driver_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),
             }

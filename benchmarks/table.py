@@ -240,6 +240,17 @@ def _resume(result: Result) -> Iterable[Row]:
     )
 
 
+def _simulation(result: Result) -> Iterable[Row]:
+    held = [tenth["driver_mib"] for tenth in result["tenths"]]
+    yield Row(
+        "How many images does one driver see through?",
+        f"{result['images']:,} images that are not there, a captioner that costs nothing: plan, Ray, commits "
+        "in SQLite, Parquet",
+        f"{result['images_per_s']:,.0f} images/s; the driver holds {held[1]:,.0f} MiB after two tenths, "
+        f"{held[-1]:,.0f} MiB at the end, {max(held):,.0f} MiB at most",
+    )
+
+
 def _serving(result: Result) -> Iterable[Row]:
     waits, rates = result["wait_ms"], result["images_per_s"]
     measured = f"{_photos(result)}, {_beams(result['num_beams'])}, clients on the same machine"
@@ -313,6 +324,7 @@ ROWS: dict[str, Callable[[Result], Iterable[Row]]] = {
     "scaling": _scaling,
     "startup": _startup,
     "resume": _resume,
+    "simulation": _simulation,
     "serving": _serving,
     "training_step": _training_step,
     "catalog_million": _catalog_million,
