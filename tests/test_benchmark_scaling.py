@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from batchcap.captioner.bundle import Bundle
+from benchmarks.table import ROWS
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +69,8 @@ def test_simulation() -> None:
     assert found["images_per_s_with_start"] > 0
     assert all(tenth["driver_mib"] > 0 for tenth in found["tenths"])
     assert len(found["tenths"]) > 1
+    (row,) = ROWS["simulation"](found)
+    assert "images/s; the driver holds" in row.answer
 
 
 def test_startup(photos: Path, tiny_bundle: Bundle) -> None:
