@@ -5,9 +5,12 @@ and the driver commits. The slowest one binds; the others wait for it.
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from batchcap.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,6 +128,24 @@ def keep_to_cpus(count: int) -> None:
     """Keeps this process, and all that it will start, to so many of its CPUs; only Linux can do that."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def read_range(name: str, text: str, *, least: int = 1) -> tuple[int, int]:
+    """The fewest and the most of something.
+
+    Args:
+        name: of the option that says so.
+        text: what it says: a number, or MIN:MAX.
+        least: that the fewest may be.
+
+    Raises:
+        UsageError: it makes no sense.
+    """
+    found = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
+    fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not least <= fewest <= most or not most:
+        raise UsageError(f"{name} {text}: give a number, or the fewest and the most as 1:16")
+    return fewest, most
 
 
 def share_out(cpus: int, gpus: int, gpus_per_worker: float | None = None) -> Resources:

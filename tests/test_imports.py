@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "batchcap": _RUNS,  # its public names, and these lazily: see below
     "batchcap.errors": set[str](),
     "batchcap.publishing": set[str](),
-    "batchcap.balance": set[str](),
+    "batchcap.balance": {"batchcap.errors"},
     "batchcap.captioner": {"batchcap", "batchcap.errors"},
     "batchcap.globs": set[str](),
     "batchcap.storage": _CORE | {"batchcap.globs"},

@@ -107,6 +107,18 @@ def test_an_address_that_takes_no_jobs_is_refused(address: str, message: str) ->
             "no cluster answers at http://127.0.0.1:9",
         ),
         (("--list", "/mnt/some.csv", *PLACE, *NOBODY), 1, "no cluster answers at http://127.0.0.1:9"),
+        (("/mnt/a", "--report", "run.html", *PLACE, *NOBODY), 2, "--report run.html: a job would write it"),
+        (("/mnt/a", "--log-json=run.jsonl", *PLACE, *NOBODY), 2, "--log-json run.jsonl: a job would write"),
+        (
+            ("/mnt/a", "--dry-run", "--sample", "9", "--output", "s3://bucket/a.html", *PLACE, *NOBODY),
+            2,
+            "give an absolute path on storage that outlives the cluster",
+        ),
+        (
+            ("/mnt/a", "--report", "/mnt/run.html", "--log-json", "/mnt/run.jsonl", *PLACE, *NOBODY),
+            1,
+            "no cluster answers at http://127.0.0.1:9",
+        ),
         (("s3://bucket/photos", *PLACE, *NOBODY), 1, "no cluster answers at http://127.0.0.1:9"),
         (("/mnt/photos", "--beams", "3", *PLACE, *NOBODY), 2, "No such option"),
         (("/mnt/photos", "--batch-size", "none", *PLACE, *NOBODY), 2, "--batch-size"),

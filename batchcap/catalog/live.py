@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
+from batchcap.catalog.columns import columns_of
 from batchcap.catalog.connection import Database
 from batchcap.catalog.filters import conditions
 from batchcap.catalog.records import CaptionFilter
@@ -37,23 +38,7 @@ class LiveCaption(NamedTuple):
 
 
 _LIVE = (
-    select(
-        Location.uri,
-        Caption.text,
-        Caption.confidence,
-        Caption.source,
-        Model.name,
-        Image.width,
-        Image.height,
-        Image.format,
-        Image.size_bytes,
-        Image.taken_at,
-        Caption.created_at,
-        Image.content_hash,
-        Image.camera,
-        Image.latitude,
-        Image.longitude,
-    )
+    select(*columns_of(LiveCaption._fields, uri=Location.uri))
     .join(Image, Image.content_hash == Location.content_hash)
     .join(Caption, Caption.id == Image.caption_id)
     .outerjoin(Model, Model.fingerprint == Caption.fingerprint)

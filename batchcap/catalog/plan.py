@@ -234,19 +234,20 @@ class _Likeness(NamedTuple):
 
 
 def _find_likeness(database: Database, entries: "Collection[FileEntry]") -> _Likeness:
-    sizes = {entry.size_bytes for entry in entries}
+    has_size = Image.size_bytes.in_({entry.size_bytes for entry in entries})
     with database.read() as connection:
         rows = connection.execute(
             select(Image.size_bytes, Location.uri, Location.mtime_ns)
-            .join(Location, Location.content_hash == Image.content_hash)
-            .where(Image.size_bytes.in_(sizes))
+            # Also what was at a location before its file changed: it has a size, and no location.
+            .outerjoin(Location, Location.content_hash == Image.content_hash)
+            .where(has_size)
             .limit(_MOST_OF_A_SIZE + 1)
         ).all()
-        statement = select(Image.size_bytes).where(Image.size_bytes.in_(sizes)).distinct()
-        known = set(connection.scalars(statement))
-    if len(rows) > _MOST_OF_A_SIZE:
-        return _Likeness({entry.uri for entry in entries if entry.size_bytes in known}, known)
-    named = {(size, _name(uri)) for size, uri, _ in rows}
+        if len(rows) > _MOST_OF_A_SIZE:
+            known = set(connection.scalars(select(Image.size_bytes).where(has_size).distinct()))
+            return _Likeness({entry.uri for entry in entries if entry.size_bytes in known}, known)
+    known = {size for size, _, _ in rows}
+    named = {(size, _name(uri)) for size, uri, _ in rows if uri}
     timed = {(size, mtime_ns) for size, _, mtime_ns in rows}
     uris = {
         entry.uri

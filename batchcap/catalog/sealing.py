@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, case, delete, func, insert, literal, select, update
 
+from batchcap.catalog.columns import columns_of
 from batchcap.catalog.connection import Database
 from batchcap.catalog.records import PartInfo
 from batchcap.catalog.tables import Caption, Image, Model, Part, Result, Run
@@ -127,28 +128,7 @@ def part_rows(
     if part_id is None:
         raise CatalogError(f"the catalog at {database.label} knows no part {name}")
     statement = (
-        select(
-            Result.id,
-            Result.uri,
-            Caption.text,
-            Caption.confidence,
-            Caption.log_prob,
-            Caption.token_count,
-            Caption.source,
-            Caption.fingerprint,
-            Model.name,
-            Image.width,
-            Image.height,
-            Image.format,
-            Image.size_bytes,
-            Image.taken_at,
-            Result.content_hash,
-            Result.run_id,
-            Caption.created_at,
-            Image.camera,
-            Image.latitude,
-            Image.longitude,
-        )
+        select(Result.id, *columns_of(PartRow._fields, uri=Result.uri, run_id=Result.run_id))
         .join(Caption, Caption.id == Result.caption_id)
         .join(Image, Image.content_hash == Result.content_hash)
         .outerjoin(Model, Model.fingerprint == Caption.fingerprint)

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, and_, select
 
+from batchcap.catalog.columns import columns_of
 from batchcap.catalog.connection import Database
 from batchcap.catalog.filters import conditions
 from batchcap.catalog.fulltext import FullText, Syntax
@@ -15,22 +16,12 @@ from batchcap.catalog.records import CaptionFilter, SearchHit, SearchResult
 from batchcap.catalog.tables import Caption, Image, Location, Model, Shown
 from batchcap.catalog.text import Term, highlight, parse_query
 
-# What is said of a hit, but for its location, its score and its spans.
-HIT_COLUMNS: tuple[Any, ...] = (
-    Caption.text.label("caption"),
-    Caption.confidence,
-    Caption.source,
-    Image.width,
-    Image.height,
-    Model.name.label("model"),
-    Image.format,
-    Image.taken_at,
-    Caption.created_at.label("captioned_at"),
-    Image.camera,
-    Image.latitude,
-    Image.longitude,
+# What is said of a hit, but for its score and its spans.
+_SAID = (
+    *("uri", "caption", "confidence", "source", "width", "height", "model", "format", "taken_at"),
+    *("captioned_at", "camera", "latitude", "longitude"),
 )
-_HIT_NAMES = ("uri", *(column.key for column in HIT_COLUMNS))
+_HIT_COLUMNS = columns_of(_SAID, uri=Location.uri)
 # Captions in one IN (...): below every database's limit of parameters.
 _CHUNK = 500
 _BEGINNING = datetime.min.replace(tzinfo=UTC)
@@ -102,7 +93,7 @@ class Wanted:
         # That the words are there is known.
         statement = (
             replace(self, has_words=False)
-            .select(Caption.id.label("caption_id"), Location.uri, *HIT_COLUMNS)
+            .select(Caption.id.label("caption_id"), *_HIT_COLUMNS)
             .outerjoin(Model, Model.fingerprint == Caption.fingerprint)
         )
         caption_ids = list(scores)
@@ -115,8 +106,8 @@ class Wanted:
         return [self.hit(row, scores[row.caption_id]) for row in files[offset : offset + limit]]
 
     def hit(self, row: Row[Any], score: float) -> SearchHit:
-        """A row of `caption_id`, `uri` and `HIT_COLUMNS`, with the words that were found marked."""
-        said = dict(zip(_HIT_NAMES, row[1:], strict=True))
+        """A row of `caption_id` and `_HIT_COLUMNS`, with the words that were found marked."""
+        said: dict[str, Any] = dict(zip(_SAID, row[1:], strict=True))
         return SearchHit(**said, score=score, spans=highlight(row.caption, self.terms))
 
 
@@ -147,7 +138,7 @@ def _listed(
     captions and sort them. Below a folder are fewer, and another index finds them.
     """
     page = (
-        wanted.select(Caption.id, Location.uri, *HIT_COLUMNS)
+        wanted.select(Caption.id, *_HIT_COLUMNS)
         # True of all.
         .where(*([Caption.created_at >= _BEGINNING] if reads_by_time else []))
         .outerjoin(Model, Model.fingerprint == Caption.fingerprint)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from batchcap.balance import ComputeOptions
+from batchcap.balance import ComputeOptions, read_range
 from batchcap.errors import UsageError
 
 AddressOption = Annotated[
@@ -114,23 +114,6 @@ def check_address(address: str | None) -> None:
     port = re.fullmatch(r"[^/\s]+:(\d{1,5})", address)
     if port is None or not 0 < int(port[1]) < 65536:
         raise UsageError(f"--address {address}: give auto, or HOST:PORT of the cluster's head (often 6379)")
-
-
-def read_range(option: str, text: str) -> tuple[int, int]:
-    """The fewest and the most of something.
-
-    Args:
-        option: that says so.
-        text: what it says: a number, or MIN:MAX.
-
-    Raises:
-        UsageError: it makes no sense.
-    """
-    found = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
-    fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 0 < fewest <= most:
-        raise UsageError(f"{option} {text}: give a number, or the fewest and the most as 1:16")
-    return fewest, most
 
 
 def _read_size(text: str) -> int:

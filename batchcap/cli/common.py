@@ -105,8 +105,14 @@ def json_value(value: object) -> object:
 
 
 @contextmanager
-def errors(as_json: bool, debug: bool) -> Iterator[None]:
-    """Turns errors into one line and an exit status."""
+def errors(as_json: bool, debug: bool, *, writes: bool = True) -> Iterator[None]:
+    """Turns errors into one line and an exit status.
+
+    Args:
+        as_json: whether the error is also an object on stdout.
+        debug: whether the traceback is shown.
+        writes: whether there may be something that stays if it is interrupted.
+    """
     try:
         yield
     except (typer.Exit, BrokenPipeError):
@@ -122,8 +128,8 @@ def errors(as_json: bool, debug: bool) -> Iterator[None]:
                 # A second one ends us at once, without a word, however busy we are with cleaning up.
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                message = "interrupted; what was committed stays, run again to go on"
-                _fail(message, "interrupted", INTERRUPTED, as_json)
+                stays = "what was committed stays, run again to go on" if writes else "nothing was written"
+                _fail(f"interrupted; {stays}", "interrupted", INTERRUPTED, as_json)
             case Exception():
                 message = f"unexpected {type(error).__name__}: {error}; --debug shows where"
                 _fail(message, BatchcapError.code, BatchcapError.exit_status, as_json)

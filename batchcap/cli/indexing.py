@@ -122,7 +122,7 @@ def index(
     debug: DebugOption = False,
 ) -> None:
     """Caption what is new or changed in a collection; run it again any time."""
-    with errors(as_json, debug):
+    with errors(as_json, debug, writes=not dry_run):
         from batchcap.balance import keep_to_cpus
         from batchcap.captioner.sources import open_source
         from batchcap.catalog import Catalog

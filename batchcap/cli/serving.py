@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchcap.cli.clusters import AddressOption, check_address, read_range
+from batchcap.balance import read_range
+from batchcap.cli.clusters import AddressOption, check_address
 from batchcap.cli.common import (
     BeamsOption,
     CatalogOption,

@@ -123,6 +123,13 @@ def _arguments_of_job(arguments: list[str], store: str | None, catalog: str | No
     for name in [*(parsed["source"] or ()), *(parsed["lists"] or ()), *models]:
         if not name.startswith("/") and "://" not in name:
             raise UsageError(f"{name} is relative to a folder of this machine: give the path that nodes know")
+    for option in ("--report", "--log-json", "--output"):
+        path = parsed[option.removeprefix("--").replace("-", "_")]
+        if path is not None and not path.is_absolute():
+            raise UsageError(
+                f"{option} {path}: a job would write it into a folder that goes with it; give an absolute "
+                "path on storage that outlives the cluster"
+            )
     return given
 
 

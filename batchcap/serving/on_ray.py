@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from batchcap.balance import ComputeOptions
+from batchcap.balance import ComputeOptions, read_range
 from batchcap.captioner.protocol import CaptionerSource
 from batchcap.captioner.quiet import quiet_stderr
 from batchcap.errors import NoCatalogError, PipelineError, UsageError
@@ -189,7 +189,8 @@ def application(told: dict[str, Any]) -> serve.Application:
         raise UsageError(f"args: unknown {unknown[0]}; there are {', '.join(sorted(known))}")
     catalog_url = told.get("catalog") or os.environ.get("BATCHCAP_CATALOG")
     token_file = told.get("token_file")
-    fewest, _, most = str(told.get("replicas", "1:1")).partition(":")
+    # Ray Serve can do without any while nobody asks.
+    fewest, most = read_range("replicas", str(told.get("replicas", 1)), least=0)
     return _bound(
         open_source(told.get("model"), num_beams=told.get("num_beams")),
         catalog_url,
@@ -200,8 +201,8 @@ def application(told: dict[str, Any]) -> serve.Application:
             allowed_hosts=tuple(told.get("allowed_hosts", ())),
         ),
         ReplicaOptions(
-            int(fewest),
-            int(most or fewest),
+            fewest,
+            most,
             gpus=float(told.get("gpus", 0.0)),
             cpus=float(told.get("cpus", _CPUS)),
         ),

@@ -242,17 +242,20 @@ def test_a_size_alone_makes_no_copy(
     monkeypatch.setattr(plan, "_MOST_OF_A_SIZE", most)
     with catalog.run(["/"], model, {}) as run:
         run.commit([captioned("/a/one", size_bytes=100, mtime_ns=1), captioned("/a/two", size_bytes=7)])
-    other, touched, renamed, larger = (
+        # What was there before is an image still.
+        run.commit([captioned("/a/two", content="another", size_bytes=8)])
+    other, touched, renamed, larger, replaced = (
         entry("/b/other", 100, mtime_ns=2),
         entry("/c/one", 100, mtime_ns=2),
         entry("/d/new", 100, mtime_ns=1),
         entry("/e/one", 101, mtime_ns=1),
+        entry("/f/two", 7, mtime_ns=1),
     )
-    wave = one_wave(catalog, [other, touched, renamed, larger], model.fingerprint)
+    wave = one_wave(catalog, [other, touched, renamed, larger, replaced], model.fingerprint)
     if most:
-        assert (wave.maybe_known, wave.same_size) == ([touched, renamed], [other])
+        assert (wave.maybe_known, wave.same_size) == ([touched, renamed], [other, replaced])
     else:
-        assert (wave.maybe_known, wave.same_size) == ([other, touched, renamed], [])
+        assert (wave.maybe_known, wave.same_size) == ([other, touched, renamed, replaced], [])
 
 
 def test_a_scan_of_little_reads_little(catalog: Catalog, model, captioned, entry) -> None:

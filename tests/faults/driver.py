@@ -2,6 +2,7 @@
 
 kill-at POINT        dies of SIGKILL at the point; writes its descendants to $DESCENDANTS first
 signal SIGTERM       sends itself the signal after the first commit
+signal-early SIGINT  sends itself the signal after the first captions, before any commit
 none -               nothing
 watch FILE           writes there what was imported and which files were opened; takes several command
                      lines, the next one after another --, each of which must succeed
@@ -193,11 +194,14 @@ def main() -> None:
             pass
         case "kill-at":
             kill_at(argument)
-        case "signal":
+        case "signal" | "signal-early":
+            from batchcap.stages import CaptionWorker
+
             number = signal.Signals[argument]
             # Tests that a shell runs in the background inherit that SIGINT is ignored.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            around(Run, "commit", after=lambda *args: os.kill(os.getpid(), number))
+            owner, name = (Run, "commit") if fault == "signal" else (CaptionWorker, "__call__")
+            around(owner, name, after=lambda *args: os.kill(os.getpid(), number))
         case "watch":
             watch(argument, arguments)
             return

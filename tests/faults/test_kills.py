@@ -162,3 +162,16 @@ def test_every_image_is_there_once_after_a_kill(
         again = index_collection([str(pictures)], catalog, store, Costless())
     assert (again.captioned, again.unchanged, again.quarantined) == (0, FILES, {})
     check_finished(store, undisturbed)
+
+
+def test_an_interrupted_dry_run_has_written_nothing_and_says_so(pictures: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    sample = ("--dry-run", "--sample", str(FILES))
+    stopped = run("signal-early", "SIGINT", pictures=pictures, store=store, arguments=sample)
+    assert (stopped.returncode, stopped.stdout) == (130, "")
+    assert stopped.stderr == "batchcap: interrupted; nothing was written\n"
+    stopped = run("signal-early", "SIGTERM", pictures=pictures, store=store, arguments=(*sample, "--json"))
+    assert stopped.returncode == 130
+    error = {"code": "interrupted", "message": "interrupted; nothing was written"}
+    assert json.loads(stopped.stdout) == {"error": error}
+    assert not store.exists()

@@ -140,6 +140,10 @@ def test_the_service_of_kuberay_is_our_application(
     assert str(Path(described.args["token_file"]).parent) in mounted
     with pytest.raises(UsageError, match="unknown beams"):
         on_ray.application({**args, "beams": 3})
+    assert isinstance(on_ray.application({**args, "replicas": "0:2"}), serve.Application)
+    for wrong in ("2:1", "0", "few"):
+        with pytest.raises(UsageError, match=f"replicas {wrong}: give a number"):
+            on_ray.application({**args, "replicas": wrong})
 
 
 @pytest.mark.parametrize(
