@@ -272,10 +272,11 @@ class Run:
         """Makes this model's caption the live one of these images, unless a person's is."""
         live = aliased(Caption)
         own = select(Caption.id).where(Caption.content_hash == Image.content_hash, self._of_this_model())
+        # Not `WHERE EXISTS (own)`, of which a server makes a join, and may begin it with all captions.
         statement = (
             update(Image)
-            .where(~exists().where(live.id == Image.caption_id, live.source == "human"), own.exists())
-            .values(caption_id=own.scalar_subquery())
+            .where(~exists().where(live.id == Image.caption_id, live.source == "human"))
+            .values(caption_id=func.coalesce(own.scalar_subquery(), Image.caption_id))
         )
         for chunk in _chunks(sorted(contents)):
             connection.execute(statement.where(Image.content_hash.in_(chunk)))

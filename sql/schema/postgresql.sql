@@ -226,35 +226,75 @@ CREATE INDEX ix_shown_search_vector ON shown USING gin (search_vector);
 
 ALTER TABLE caption DROP COLUMN search_vector;
 
-CREATE FUNCTION batchcap_location_changed() RETURNS trigger
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION batchcap_locations_changed() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT SET plan_cache_mode = 'force_custom_plan' AS $$
+DECLARE
+    more_of text[];
+    more bigint[];
 BEGIN
-    IF TG_OP <> 'INSERT' AND OLD.vanished_at IS NULL THEN
-        DELETE FROM shown USING image
-        WHERE image.content_hash = OLD.content_hash AND shown.caption_id = image.caption_id AND files = 1;
-        UPDATE shown SET files = files - 1 FROM image
-        WHERE image.content_hash = OLD.content_hash AND shown.caption_id = image.caption_id;
+    IF TG_OP = 'INSERT' THEN
+        SELECT array_agg(content_hash), array_agg(files) INTO more_of, more FROM (
+            SELECT content_hash, count(*) AS files FROM new_rows
+            WHERE vanished_at IS NULL GROUP BY content_hash
+        ) AS changed;
+    ELSIF TG_OP = 'DELETE' THEN
+        SELECT array_agg(content_hash), array_agg(-files) INTO more_of, more FROM (
+            SELECT content_hash, count(*) AS files FROM old_rows
+            WHERE vanished_at IS NULL GROUP BY content_hash
+        ) AS changed;
+    ELSE
+        SELECT array_agg(content_hash), array_agg(files) INTO more_of, more FROM (
+            SELECT content_hash, sum(files)::bigint AS files
+            FROM (
+                SELECT content_hash, 1 AS files FROM new_rows WHERE vanished_at IS NULL
+                UNION ALL SELECT content_hash, -1 FROM old_rows WHERE vanished_at IS NULL
+            ) AS one
+            GROUP BY content_hash HAVING sum(files) <> 0
+        ) AS changed;
     END IF;
-    IF TG_OP <> 'DELETE' AND NEW.vanished_at IS NULL THEN
-        INSERT INTO shown (caption_id, files, search_vector)
-        SELECT caption.id, 1, batchcap_search_vector(caption.search_text)
-        FROM image JOIN caption ON caption.id = image.caption_id
-        WHERE image.content_hash = NEW.content_hash
-        ON CONFLICT (caption_id) DO UPDATE SET files = shown.files + 1;
+    IF more_of IS NULL THEN
+        RETURN NULL;
     END IF;
+    DELETE FROM shown USING unnest(more_of, more) AS changed (content_hash, files), image
+    WHERE changed.files < 0 AND image.content_hash = changed.content_hash
+      AND shown.caption_id = image.caption_id AND shown.files + changed.files <= 0;
+    UPDATE shown SET files = shown.files + changed.files
+    FROM unnest(more_of, more) AS changed (content_hash, files), image
+    WHERE changed.files < 0 AND image.content_hash = changed.content_hash
+      AND shown.caption_id = image.caption_id;
+    INSERT INTO shown (caption_id, files, search_vector)
+    SELECT caption.id, changed.files, batchcap_search_vector(caption.search_text)
+    FROM unnest(more_of, more) AS changed (content_hash, files)
+    JOIN image ON image.content_hash = changed.content_hash
+    JOIN caption ON caption.id = image.caption_id
+    WHERE changed.files > 0
+    ON CONFLICT (caption_id) DO UPDATE SET files = shown.files + excluded.files;
     RETURN NULL;
 END $$;
 
-CREATE FUNCTION batchcap_image_changed() RETURNS trigger
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION batchcap_images_changed() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT SET plan_cache_mode = 'force_custom_plan' AS $$
+DECLARE
+    hidden bigint[];
+    live bigint[];
+    live_of text[];
 BEGIN
-    DELETE FROM shown WHERE caption_id = OLD.caption_id;
+    SELECT array_agg(caption_id) INTO hidden FROM (
+        SELECT caption_id FROM old_rows EXCEPT SELECT caption_id FROM new_rows
+    ) AS before;
+    SELECT array_agg(caption_id), array_agg(content_hash) INTO live, live_of FROM (
+        SELECT caption_id, content_hash FROM new_rows EXCEPT SELECT caption_id, content_hash FROM old_rows
+    ) AS after;
+    DELETE FROM shown WHERE caption_id = ANY (hidden);
     INSERT INTO shown (caption_id, files, search_vector)
     SELECT caption.id, found.files, batchcap_search_vector(caption.search_text)
-    FROM caption,
-         (SELECT count(*) AS files FROM location
-          WHERE content_hash = NEW.content_hash AND vanished_at IS NULL) AS found
-    WHERE caption.id = NEW.caption_id AND found.files > 0
+    FROM unnest(live, live_of) AS changed (caption_id, content_hash)
+    JOIN caption ON caption.id = changed.caption_id
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS files FROM location
+        WHERE location.content_hash = changed.content_hash AND vanished_at IS NULL
+    ) AS found
+    WHERE found.files > 0
     ON CONFLICT (caption_id) DO UPDATE SET files = shown.files + excluded.files;
     RETURN NULL;
 END $$;
@@ -266,15 +306,18 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER shown_location_aid AFTER INSERT OR DELETE ON location
-FOR EACH ROW EXECUTE FUNCTION batchcap_location_changed();
+CREATE TRIGGER shown_location_ai AFTER INSERT ON location REFERENCING NEW TABLE AS new_rows
+FOR EACH STATEMENT EXECUTE FUNCTION batchcap_locations_changed();
 
-CREATE TRIGGER shown_location_au AFTER UPDATE OF content_hash, vanished_at ON location FOR EACH ROW
-WHEN (OLD.content_hash <> NEW.content_hash OR (OLD.vanished_at IS NULL) <> (NEW.vanished_at IS NULL))
-EXECUTE FUNCTION batchcap_location_changed();
+CREATE TRIGGER shown_location_ad AFTER DELETE ON location REFERENCING OLD TABLE AS old_rows
+FOR EACH STATEMENT EXECUTE FUNCTION batchcap_locations_changed();
 
-CREATE TRIGGER shown_image_au AFTER UPDATE OF caption_id ON image FOR EACH ROW
-WHEN (OLD.caption_id IS DISTINCT FROM NEW.caption_id) EXECUTE FUNCTION batchcap_image_changed();
+CREATE TRIGGER shown_location_au AFTER UPDATE ON location
+REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+FOR EACH STATEMENT EXECUTE FUNCTION batchcap_locations_changed();
+
+CREATE TRIGGER shown_image_au AFTER UPDATE ON image REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+FOR EACH STATEMENT EXECUTE FUNCTION batchcap_images_changed();
 
 CREATE TRIGGER shown_caption_au AFTER UPDATE OF search_text ON caption
 FOR EACH ROW EXECUTE FUNCTION batchcap_caption_changed();

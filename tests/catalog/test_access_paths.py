@@ -6,11 +6,12 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, create_engine, event, text
 
 from batchcap import parts
 from batchcap.catalog import CaptionFilter, Catalog, Likeness
@@ -87,3 +88,29 @@ def test_large_tables_are_only_read_by_index(catalog: Catalog, path: Path, model
     assert [
         s for s, steps in explained.items() if "USE TEMP B-TREE FOR ORDER BY" in steps and "bm25" not in s
     ] == []
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_commits_cost_no_more_as_the_catalog_grows(url: str, model, captioned) -> None:
+    """PostgreSQL keeps plans, and those of a new catalog are made while its tables are empty."""
+
+    def rows_read() -> int:
+        # What a connection has read is counted when it ends.
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            counted = text(
+                "SELECT (SELECT sum(seq_tup_read) FROM pg_stat_user_tables) "
+                "+ (SELECT sum(idx_scan + idx_tup_read) FROM pg_stat_user_indexes)"
+            )
+            found = int(connection.scalar(counted))
+        engine.dispose()
+        return found
+
+    read = [rows_read()]
+    for turn in range(3):
+        with Catalog.open(url, mode="write") as catalog, catalog.run(["/"], model, {}) as run:
+            for batch in range(10):
+                run.commit([captioned(f"/{turn}/{batch}/{number}") for number in range(50)])
+        read.append(rows_read())
+    first, _, third = (after - before for before, after in pairwise(read))
+    assert 50 * 10 < third < 1.5 * first
