@@ -35,7 +35,7 @@ def options() -> dict[str, Any]:
             "AZURE_STORAGE_SAS_TOKEN, or AZURE_STORAGE_CONNECTION_STRING"
         )
     if not _ACCOUNT.fullmatch(account):
-        raise OSError("AZURE_STORAGE_ACCOUNT is not the name of an account")
+        raise OSError("AZURE_STORAGE_ACCOUNT, or the connection string, does not give the name of an account")
     # Of a host or a port that it does not understand, pyarrow ends the process.
     if scheme not in ("http", "https") or not _AUTHORITY.fullmatch(blob) or _port(blob) > _MAX_PORT:
         raise OSError(
@@ -48,8 +48,9 @@ def options() -> dict[str, Any]:
         "blob_storage_scheme": scheme,
         "dfs_storage_scheme": scheme,
     }
-    key = said.get("accountkey") or os.environ.get("AZURE_STORAGE_KEY")
-    token = said.get("sharedaccesssignature") or os.environ.get("AZURE_STORAGE_SAS_TOKEN")
+    key, token = said.get("accountkey"), said.get("sharedaccesssignature")
+    if not (key or token):
+        key, token = os.environ.get("AZURE_STORAGE_KEY"), os.environ.get("AZURE_STORAGE_SAS_TOKEN")
     if key:
         try:
             base64.b64decode(key, validate=True)
