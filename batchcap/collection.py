@@ -64,9 +64,9 @@ def resolve_sources(sources: Sequence[str | ListFile | Query]) -> list[Listing]:
     where it merely lies in a folder.
 
     Args:
-        sources: paths and globs, relative or absolute; `s3://` and `gs://` prefixes and objects, `http://`
-            and `https://` files; lists and queries. The other URIs that stand in the catalog are understood
-            too.
+        sources: paths and globs, relative or absolute; `s3://`, `gs://` and `az://` prefixes and objects,
+            `http://` and `https://` files; lists and queries. The other URIs that stand in the catalog are
+            understood too.
 
     Returns:
         The sources in the order given, less duplicates and less those that another one contains.
@@ -155,7 +155,7 @@ def _resolve(source: str | ListFile | Query) -> list[Listing]:
             pass
         case "file":
             return [_resolve_existing(uri_to_path(source), source)]
-        case "s3" | "gs":
+        case "s3" | "gs" | "az":
             from batchcap.storage import objects
 
             return [objects.resolve(source)]

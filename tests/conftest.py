@@ -26,7 +26,7 @@ from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.tokenizer import END, Tokenizer
 from batchcap.collection import FileEntry
 from batchcap.stages import files_table
-from tests import postgresql, servers
+from tests import azurite, postgresql, servers
 
 WORDS = [
     "a",
@@ -245,6 +245,31 @@ def object_store() -> Iterator[servers.Server]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[azurite.Server]:
+    """An emulator of Azure Blob Storage, this process's own."""
+    if reason := azurite.missing():
+        pytest.skip(reason)
+    with azurite.running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def azure_store(azure_server: azurite.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[azurite.Server]:
+    """The same, named by the environment, with an empty container `photos`."""
+    from batchcap.storage import objects
+
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azure_server.connection_string())
+    objects._file_system.cache_clear()
+    azure_server.make_container("photos")
+    yield azure_server
+    azure_server.clear()
+    objects._file_system.cache_clear()
 
 
 @pytest.fixture

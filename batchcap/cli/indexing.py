@@ -50,7 +50,9 @@ class VectorsChoice(StrEnum):
 def index(
     source: Annotated[
         list[str] | None,
-        typer.Argument(help="Folders, files, globs; .tar archives; s3:// and gs:// prefixes; http:// files."),
+        typer.Argument(
+            help="Folders, files, globs; .tar archives; s3://, gs:// and az:// prefixes; http:// files."
+        ),
     ] = None,
     lists: Annotated[
         list[str] | None,

@@ -5,7 +5,7 @@ A *uri* says where a file is, and which module knows about it:
 =====================================  ===========================================================
 `/photos/a.jpg`, `file:///caf%E9.jpg`  `local`: an absolute path, escaped only if it isn't UTF-8
 `tar:///shards/0.tar#dog.jpg`          `tar`: a member of an archive on a local disk
-`s3://bucket/key`, `gs://bucket/key`   `objects`: an object; keys are not escaped
+`s3://bucket/key`, `gs://`, `az://`    `objects`: an object; keys are not escaped
 `http://…`, `https://…`                `web`: whatever a web server answers
 =====================================  ===========================================================
 
@@ -22,7 +22,7 @@ from batchcap.storage import local
 from batchcap.storage.entries import FileEntry, SkipReason
 from batchcap.storage.uris import printable, scheme_of, uri_to_path
 
-SCHEMES = frozenset({"file", "gs", "http", "https", "s3", "tar"})
+SCHEMES = frozenset({"az", "file", "gs", "http", "https", "s3", "tar"})
 
 
 class Backend(Protocol):
@@ -128,7 +128,7 @@ def _backend(uri: str) -> Backend:
             from batchcap.storage import tar
 
             return tar
-        case "s3" | "gs":
+        case "s3" | "gs" | "az":
             from batchcap.storage import objects
 
             return objects

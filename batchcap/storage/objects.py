@@ -1,27 +1,32 @@
-"""Object stores: S3 and what speaks its language, Google Cloud Storage; through pyarrow, which carries both.
+"""Object stores: S3 and what speaks its language, Google Cloud Storage, Azure Blob Storage; through pyarrow.
 
 Credentials are found as everywhere: in the environment, in the files of the store's own command line, or from
 the machine. `AWS_ENDPOINT_URL` names another store than Amazon's, `AWS_NO_SIGN_REQUEST` one that is open to
-everybody. In S3 a prefix is listed like a tree of folders, one request a folder with a few under way at a
-time, so memory is bounded by the folders that are open, not by the bucket; in Google's store at once.
+everybody; for Azure, which calls a bucket a container, see `azure`. In S3 and Azure a prefix is listed like a
+tree of folders, one request a folder with a few under way at a time, so memory is bounded by the folders that
+are open, not by the bucket; in Google's store at once.
 
 An object has changed if its size or its time has: pyarrow does not say etags when it lists.
 """
 
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as fs
 
 from batchcap.errors import BatchcapError, SourceError, SourceNotFoundError
 from batchcap.globs import Selection, SelectionState
+from batchcap.storage import azure
 from batchcap.storage.entries import FileEntry, SkipReason, has_image_suffix, skip_by_name, skip_by_path
 from batchcap.storage.named import NamedFile
 from batchcap.storage.sorting import sort_entries
@@ -38,8 +43,20 @@ _LISTED_AHEAD = 8
 _DENIED = (
     *("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "HTTP response code 403"),
     *("PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("] 401 ", "] 403 ", "Failed to get token"),
 )
-_AWAY = ("NETWORK_CONNECTION", "curlCode", "resolve")
+_AWAY = (
+    *("NETWORK_CONNECTION", "curlCode", "resolve"),
+    *("Could not connect", "Fail to get a new connection", "Timeout waiting"),
+)
+# What lets somebody into Azure's store stands in the URLs that pyarrow names in its messages.
+_SECRET = re.compile(r"\?\S*\bsig=[^\s'\"]*")
+_CREDENTIALS = {
+    "az": "(AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or AZURE_STORAGE_CONNECTION_STRING, or az login)",
+    "gs": "(GOOGLE_APPLICATION_CREDENTIALS), or GS_NO_SIGN_REQUEST=1 if it is open to all",
+    "s3": "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE), "
+    "or AWS_NO_SIGN_REQUEST=1 if it is open to all",
+}
 _NS_PER_S = 1_000_000_000
 
 
@@ -62,7 +79,10 @@ class Prefix:
         Raises:
             SourceError: it can't be listed.
         """
-        # In Google's store pyarrow shows folders only if somebody has made objects for them.
+        # In Google's store pyarrow shows folders only if somebody has made objects for them. In Azure's it
+        # shows those that names imply, too. All at once, it would ask folder by folder as well, but one after
+        # the other, and hold everything; at a name with nothing between two slashes it goes round until the
+        # process dies.
         list_all = _list_at_once if self.uri.startswith("gs:") else _list_tree
         return list_all(self.uri, selection, skipped)
 
@@ -75,30 +95,31 @@ def resolve(source: str) -> Prefix | NamedFile:
     """Looks whether there is what a user named.
 
     Args:
-        source: `s3://bucket`, `s3://bucket/key`, and so for `gs`.
+        source: `s3://bucket`, `s3://bucket/key`, and so for `gs` and `az`.
 
     Raises:
         SourceNotFoundError: it does not exist.
         SourceError: it can't be reached, or not with these credentials.
     """
     if not source.partition("://")[2].strip("/"):
-        raise SourceNotFoundError(f"{printable(source)} names no bucket")
+        raise SourceNotFoundError(f"{printable(source)} names no {_bucket_word(source)}")
     try:
         scheme, path = _split(source.rstrip("/"))
         uri = f"{scheme}://{path}"
         file_system = _file_system(scheme, _bucket_of(path))
-        (info,) = file_system.get_file_info([path])
-        if info.type is fs.FileType.File and source.endswith("/"):
-            # There is an object of the name of the prefix, too.
-            file_system.get_file_info(fs.FileSelector(path))
-            return Prefix(uri)
+        with _one_kind_of_error():
+            info = _looked_up(file_system, scheme, path)
+            if info.type is fs.FileType.File and source.endswith("/"):
+                # There is an object of the name of the prefix, too.
+                file_system.get_file_info(fs.FileSelector(path))
+                return Prefix(uri)
     except OSError as error:
         raise _explained(source, error) from error
     if info.type is fs.FileType.Directory:
         return Prefix(uri)
     if info.type is fs.FileType.NotFound:
         if "/" not in path:
-            raise SourceNotFoundError(f"{printable(source)}: there is no bucket {printable(path)}")
+            raise _no_bucket(source)
         hint = "; a wildcard is not understood here, --include is" if set("*?[") & set(path) else ""
         raise SourceNotFoundError(f"{printable(source)} does not exist{hint}")
     return NamedFile(uri)
@@ -112,7 +133,8 @@ def stat(uri: str) -> FileEntry:
         OSError: it can't be told.
     """
     scheme, path = _split(uri)
-    (info,) = _file_system(scheme, _bucket_of(path)).get_file_info([path])
+    with _one_kind_of_error():
+        (info,) = _file_system(scheme, _bucket_of(path)).get_file_info([path])
     if info.type is not fs.FileType.File:
         raise FileNotFoundError("there is no such object")
     return _entry(uri, info)
@@ -126,7 +148,10 @@ def read_bytes(location: str, limit: int) -> bytes:
     """
     scheme, path = _split(location)
     try:
-        with _file_system(scheme, _bucket_of(path)).open_input_stream(path) as stream:
+        with (
+            _one_kind_of_error(),
+            _file_system(scheme, _bucket_of(path)).open_input_stream(path) as stream,
+        ):
             data: bytes = stream.read(limit + 1)
             return data
     except OSError as error:
@@ -143,10 +168,14 @@ class _Folder(NamedTuple):
 
 def _list_tree(uri: str, selection: Selection, skipped: Counter[str]) -> Iterator[FileEntry]:
     scheme, path = _split(uri)
-    file_system = _file_system(scheme, _bucket_of(path))
+    try:
+        file_system = _file_system(scheme, _bucket_of(path))
+    except OSError as error:
+        raise _explained(uri, error) from error
 
     def list_folder(path: str) -> list[Any]:
-        found: list[Any] = file_system.get_file_info(fs.FileSelector(path))
+        with _one_kind_of_error():
+            found: list[Any] = file_system.get_file_info(fs.FileSelector(path))
         return found
 
     def opened(path: str, found: list[Any], where: SelectionState) -> _Folder:
@@ -223,7 +252,7 @@ def _file_system(scheme: str, bucket: str) -> fs.FileSystem:
         OSError: where it is can't be found out.
     """
     try:
-        return _connected(scheme, bucket)
+        return _azure_account() if scheme == "az" else _connected(scheme, bucket)
     except ValueError as error:
         raise OSError(f"it can't be asked, is AWS_ENDPOINT_URL a URL: {error}") from error
 
@@ -247,6 +276,49 @@ def _connected(scheme: str, bucket: str) -> fs.FileSystem:
     elif not region:
         region = fs.resolve_s3_region(bucket)
     return fs.S3FileSystem(region=region or "us-east-1", **options)
+
+
+def _azure_account() -> fs.FileSystem:
+    options = azure.options()
+    try:
+        make = fs.AzureFileSystem
+    except (AttributeError, ImportError):
+        raise OSError(
+            f"this build of pyarrow, {pa.__version__}, has no Azure Blob Storage; install pyarrow from PyPI"
+        ) from None
+    azure.knock(options)
+    try:
+        return make(**options)
+    except (ValueError, TypeError) as error:
+        raise OSError(f"pyarrow does not take what the variables AZURE_STORAGE_* say: {error}") from error
+
+
+def _looked_up(file_system: fs.FileSystem, scheme: str, path: str) -> fs.FileInfo:
+    """What pyarrow knows of a path that may be a prefix."""
+    try:
+        (info,) = file_system.get_file_info([path])
+    except OSError as error:
+        # Who is let into one container of Azure's may list it, but not ask about it.
+        if scheme != "az" or "/" in path or "] 403 " not in str(error):
+            raise
+    else:
+        if scheme != "az" or info.type is not fs.FileType.NotFound:
+            return info
+    # There it does not see a prefix `a` beside an `a-b/c.jpg`, which sorts before it; a listing does.
+    try:
+        file_system.get_file_info(fs.FileSelector(path))
+    except FileNotFoundError:
+        return fs.FileInfo(path, type=fs.FileType.NotFound)
+    return fs.FileInfo(path, type=fs.FileType.Directory)
+
+
+@contextmanager
+def _one_kind_of_error() -> Iterator[None]:
+    """Of Azure's errors, pyarrow raises some as its own kind of exception."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from error
 
 
 def _is_set(variable: str) -> bool:
@@ -278,29 +350,33 @@ def _entry(uri: str, info: fs.FileInfo) -> FileEntry:
 def _explained(source: str, error: OSError) -> BatchcapError:
     """What went wrong, for a person."""
     message, name = str(error), printable(source)
-    bucket = _bucket_of(source.partition("://")[2])
+    scheme = scheme_of(source)
     if "NO_SUCH_BUCKET" in message or ("Bucket" in message and "not found" in message):
-        return SourceNotFoundError(f"{name}: there is no bucket {printable(bucket)}")
+        return _no_bucket(source)
     if isinstance(error, FileNotFoundError):
         return SourceNotFoundError(f"{name} does not exist")
-    is_google = source.lower().startswith("gs:")
     if any(word in message for word in _DENIED):
-        credentials, is_open = (
-            ("GOOGLE_APPLICATION_CREDENTIALS", "GS_NO_SIGN_REQUEST")
-            if is_google
-            else ("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE", "AWS_NO_SIGN_REQUEST")
-        )
-        return SourceError(
-            f"{name}: access denied; give credentials ({credentials}), or {is_open}=1 if it is open to all"
-        )
+        return SourceError(f"{name}: access denied; give credentials {_CREDENTIALS[scheme or 's3']}")
     if any(word in message for word in _AWAY):
-        hint = "" if is_google else ", and AWS_ENDPOINT_URL right if it is set"
+        hint = {
+            "az": ", and AZURE_STORAGE_ACCOUNT or AZURE_STORAGE_CONNECTION_STRING right",
+            "s3": ", and AWS_ENDPOINT_URL right if it is set",
+        }.get(scheme or "", "")
         return SourceError(f"{name} can't be reached; is the network there{hint}?")
     return SourceError(f"{name} can't be read: {_short(error)}")
 
 
+def _no_bucket(source: str) -> SourceNotFoundError:
+    bucket = _bucket_of(source.partition("://")[2])
+    return SourceNotFoundError(f"{printable(source)}: there is no {_bucket_word(source)} {printable(bucket)}")
+
+
+def _bucket_word(source: str) -> str:
+    return "container" if scheme_of(source) == "az" else "bucket"
+
+
 def _short(error: OSError) -> str:
-    """The error in one line."""
+    """The error in one line, without secrets."""
     if isinstance(error, FileNotFoundError):
         return "there is no such object"
-    return " ".join(str(error).split())[:300]
+    return " ".join(_SECRET.sub("?...", str(error)).split())[:300]
