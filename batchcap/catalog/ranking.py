@@ -38,7 +38,7 @@ def find_best(
     parameters: Mapping[str, str],
     count: int,
 ) -> Hits:
-    """The best captions that answer the expression, those that came last first where they are equally good.
+    """The best captions that answer the expression; where they are equally good, as they came.
 
     Args:
         connection: in a read transaction.
@@ -121,7 +121,7 @@ def _ranked(full_text: FullText, filters: Sequence[ColumnElement[bool]], limit: 
     best = (
         select(newest.c.caption_id, newest.c.score)
         .distinct()
-        .order_by(newest.c.score.desc(), newest.c.caption_id.desc())
+        .order_by(newest.c.score.desc(), newest.c.caption_id.asc())
         .limit(limit)
         .subquery("best")
     )
@@ -129,7 +129,7 @@ def _ranked(full_text: FullText, filters: Sequence[ColumnElement[bool]], limit: 
         select(counted, best.c.caption_id, best.c.score)
         .select_from(counted)
         .outerjoin(best, true())
-        .order_by(best.c.score.desc(), best.c.caption_id.desc())
+        .order_by(best.c.score.desc(), best.c.caption_id.asc())
     )
 
 

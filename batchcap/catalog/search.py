@@ -81,11 +81,11 @@ class Wanted:
         offset: int,
         without: str | None = None,
     ) -> list[SearchHit]:
-        """What is said of the files of captions: the best first, then those of the caption that came last.
+        """What is said of the files of captions, caption by caption.
 
         Args:
             connection: in a read transaction.
-            scores: of captions that are shown and have the words, by their numbers.
+            scores: of captions that are shown and have the words, by their numbers and in their order.
             limit: files on the page.
             offset: files before it.
             without: the uri of a file that is none of them.
@@ -102,7 +102,8 @@ class Wanted:
             chosen = statement.where(Caption.id.in_(caption_ids[start : start + _CHUNK]))
             rows += connection.execute(chosen, self.parameters)
         files = [row for row in rows if row.uri != without]
-        files.sort(key=lambda row: (-scores[row.caption_id], -row.caption_id, row.uri))
+        order = {caption_id: place for place, caption_id in enumerate(caption_ids)}
+        files.sort(key=lambda row: (order[row.caption_id], row.uri))
         return [self.hit(row, scores[row.caption_id]) for row in files[offset : offset + limit]]
 
     def hit(self, row: Row[Any], score: float) -> SearchHit:

@@ -169,7 +169,7 @@ class _Nearest:
         self.files = 0
         self._vector = np.frombuffer(vector, DTYPE).astype(np.float32)
         self._wanted = count
-        # By what sorts them: the score and the caption's number, both negative.
+        # By what sorts them: the score, negative, and the caption's number.
         self._best: list[tuple[float, int]] = []
         self._worst = -2.0
 
@@ -181,7 +181,7 @@ class _Nearest:
         scores = np.round(block.astype(np.float32) @ self._vector, _SCORE_DIGITS)
         self.files += sum(files)
         near = np.flatnonzero(scores >= self._worst)
-        self._best += [(-float(scores[place]), -caption_ids[place]) for place in near.tolist()]
+        self._best += [(-float(scores[place]), caption_ids[place]) for place in near.tolist()]
         if len(self._best) > 2 * self._wanted:
             self._best = heapq.nsmallest(self._wanted, set(self._best))
             if len(self._best) == self._wanted:
@@ -191,4 +191,4 @@ class _Nearest:
         """Captions and their scores, the nearest first."""
         # A caption is there once for each of its files, where these are filtered.
         nearest = heapq.nsmallest(self._wanted, set(self._best))
-        return {-caption_id: -score for score, caption_id in nearest}
+        return {caption_id: -score for score, caption_id in nearest}
