@@ -74,7 +74,7 @@ def search(
     debug: DebugOption = False,
 ) -> None:
     """Find images by the words of their captions, or by their likeness to a picture, best first."""
-    with errors(as_json, debug):
+    with errors(as_json, debug, writes=False):
         from batchcap.catalog import CaptionFilter, Catalog
         from batchcap.console import print_hits
 
@@ -148,7 +148,7 @@ def sql(
     debug: DebugOption = False,
 ) -> None:
     """Ask the catalog in SQL; read-only. The view `captions` has a row for each image file."""
-    with errors(as_json, debug):
+    with errors(as_json, debug, writes=False):
         from batchcap.catalog import Catalog, named_queries
         from batchcap.console import print_rows
 

@@ -244,7 +244,7 @@ def caption(
     debug: DebugOption = False,
 ) -> None:
     """Caption a few images at once, without a store."""
-    with errors(as_json, debug):
+    with errors(as_json, debug, writes=False):
         from batchcap.captioner.sources import open_source
         from batchcap.console import on_one_line, print_error
         from batchcap.loading import ImageLoader

@@ -32,7 +32,7 @@ def status(
     debug: DebugOption = False,
 ) -> None:
     """Show what the catalog holds."""
-    with errors(as_json, debug):
+    with errors(as_json, debug, writes=False):
         from batchcap.catalog import Catalog
         from batchcap.console import print_quarantine, print_status
 
@@ -80,7 +80,7 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Compare catalog and Parquet files, row by row; changes nothing without --rebuild or --repair."""
-    with errors(as_json, debug):
+    with errors(as_json, debug, writes=rebuild or repair):
         place = Place.of(store, catalog)
         if rebuild and repair:
             raise UsageError("give one of --rebuild and --repair")
