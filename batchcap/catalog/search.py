@@ -127,6 +127,9 @@ def _ranked(database: Database, wanted: Wanted, *, limit: int, offset: int) -> S
     with database.read() as connection:
         database.expect_lookups(connection)
         hits = find_best(connection, wanted.full_text, wanted.filters, wanted.parameters, offset + limit)
+        if offset >= hits.files:
+            # Behind the last page: nothing of those before it need be looked up.
+            return SearchResult(hits.files, [])
         return SearchResult(hits.files, wanted.page(connection, hits.scores, limit=limit, offset=offset))
 
 
