@@ -2,7 +2,8 @@
 
 The other options are those of `train_model`. Every worker reads the data and the cache, and one of them
 writes the results: what `--data`, `--captions`, `--cache_dir` and `--artifact_dir` name (and `--text`,
-`--init` and the splits) has to be there on every machine, under the same path: on shared storage.
+`--init`, `--teacher` and the splits) has to be there on every machine, under the same path: on shared
+storage.
 Without `--address`, Ray starts on this machine.
 """
 
@@ -33,6 +34,7 @@ def work(options: dict) -> None:
 def fit(config: TrainConfig, own: argparse.Namespace) -> Path:
     """Trains on the cluster, and prints here what the chief of the workers reports."""
     paths = {f.name: p.absolute() for f in fields(config) if isinstance(p := getattr(config, f.name), Path)}
+    teachers = tuple(path.absolute() for path in config.teachers)
     with quiet_stderr():
         from ray.train.tensorflow import TensorflowTrainer
 
@@ -49,7 +51,7 @@ def fit(config: TrainConfig, own: argparse.Namespace) -> Path:
     try:
         TensorflowTrainer(
             work,
-            train_loop_config={"config": replace(config, **paths), "lines": lines},
+            train_loop_config={"config": replace(config, **paths, teachers=teachers), "lines": lines},
             scaling_config=ScalingConfig(num_workers=own.num_workers, use_gpu=own.use_gpu),
             # Ray makes sure that this folder is shared.
             run_config=RunConfig(storage_path=str(paths["cache_dir"] / "ray")),

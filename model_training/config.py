@@ -54,6 +54,8 @@ class TrainConfig:
         label_smoothing: probability spread over the whole vocabulary in the targets.
         consistency: weight of the agreement between two passes over each batch in cross-entropy, with other
             views and other dropout; 0 makes one pass.
+        teachers: bundles with the same CNN and words, whose predictions are learnt beside what people wrote.
+        distillation: share of the loss that is about theirs, in cross-entropy and self-critical training.
         min_count: words seen less often are unknown words.
         patience: stop after so many epochs without a better CIDEr-D; 0 never stops early.
         mixed_precision: compute in bfloat16, keep weights in float32.
@@ -95,6 +97,8 @@ class TrainConfig:
     ema_momentum: float = 0.0
     label_smoothing: float = 0.0
     consistency: float = 0.0
+    teachers: tuple[Path, ...] = ()
+    distillation: float = 0.5
     min_count: int = 1
     patience: int = 5
     mixed_precision: bool = False

@@ -1,7 +1,8 @@
 """The main stage: predict each next word of what people wrote.
 
 With `consistency`, every batch makes two passes, which see other views of the images and drop other units,
-and which are to predict the same: R-Drop (Liang et al., https://arxiv.org/abs/2106.14448).
+and which are to predict the same: R-Drop (Liang et al., https://arxiv.org/abs/2106.14448). With teachers, the
+network also learns what they predict; see `distillation`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from batchcap.captioner.tokenizer import PADDING
 from model_training.augmentation import crop, random_boxes
 from model_training.config import TrainConfig
 from model_training.data_processing import TrainBatch, batches_per_epoch, train_batches
+from model_training.distillation import Teachers, soft_cross_entropy
 from model_training.distribution import Replicas, own_rows
 from model_training.optimization import Optimizer, OptimizerConfig
 
@@ -31,6 +33,7 @@ class CrossEntropyStage:
         views: pixels or features of the training images, see `ImageArrays`.
         token_ids: of each image, int32[captions, S].
         replicas: where the steps run.
+        teachers: whom to learn from as well.
     """
 
     name = "xent"
@@ -42,6 +45,7 @@ class CrossEntropyStage:
         views: np.ndarray,
         token_ids: Sequence[np.ndarray],
         replicas: Replicas,
+        teachers: Teachers | None = None,
     ) -> None:
         self.epochs = config.epochs
         self.steps_per_epoch = batches_per_epoch(
@@ -52,6 +56,7 @@ class CrossEntropyStage:
         self._views = views
         self._token_ids = token_ids
         self._replicas = replicas
+        self._teachers = teachers
         self._trains_cnn = config.train_cnn != "none"
         self.optimizer = Optimizer(
             model.trainable_variables,
@@ -93,16 +98,24 @@ class CrossEntropyStage:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         views = inputs.shape[1]
         rows = tf.reshape(inputs, (-1, *inputs.shape[2:]))  # the views of an image follow each other
+        token_ids = tf.repeat(token_ids, views, axis=0)
         with tf.GradientTape() as tape:
+            features = self._see(rows, seed)
             found = sums(
                 self._model,
-                self._model.encode(self._see(rows, seed), training=True),
-                tf.repeat(token_ids, views, axis=0),
+                self._model.encode(features, training=True),
+                token_ids,
                 label_smoothing=self._config.label_smoothing,
                 training=True,
             )
             loss, correct = found.loss / views, found.correct / views
             objective = loss
+            if self._teachers is not None:
+                taught = soft_cross_entropy(
+                    self._teachers.probabilities(features, token_ids[:, :, :-1]), found.logits
+                )
+                share = self._config.distillation
+                objective = (1 - share) * loss + share * tf.reduce_sum(taught * found.is_token) / views
             if self._config.consistency:
                 objective += self._config.consistency * disagreement(found.logits, found.is_token)
             mean = objective / count

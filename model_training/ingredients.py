@@ -18,6 +18,10 @@ def check_options(config: TrainConfig) -> None:
     """
     if config.epochs == 0 and config.init is None:
         raise UsageError("--epochs 0 leaves the network as it is drawn; give more, or --init a bundle")
+    if config.teachers and config.train_cnn != "none":
+        raise UsageError(
+            "--teacher predicts from the features of a CNN that stays as it is; leave out --train_cnn"
+        )
     if config.scst_epochs and config.scst_samples < 2:
         raise UsageError("--scst_samples must be at least 2: captions are compared with each other")
 

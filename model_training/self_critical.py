@@ -17,6 +17,7 @@ from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import END, PADDING, START, Tokenizer
 from model_training.config import TrainConfig
 from model_training.data_processing import ImageArrays, batches_per_epoch
+from model_training.distillation import Teachers, soft_cross_entropy
 from model_training.distribution import Replicas, own_rows
 from model_training.metrics import CiderD, tokenize
 from model_training.optimization import Optimizer, OptimizerConfig
@@ -49,6 +50,7 @@ class SelfCriticalStage:
         train_set: the training images, with features.
         tokenizer: the vocabulary.
         replicas: where the steps run.
+        teachers: whose predictions keep it from learning the training images by heart.
     """
 
     name = "scst"
@@ -60,6 +62,7 @@ class SelfCriticalStage:
         train_set: ImageArrays,
         tokenizer: Tokenizer,
         replicas: Replicas,
+        teachers: Teachers | None = None,
     ) -> None:
         self.epochs = config.scst_epochs
         self.steps_per_epoch = batches_per_epoch(
@@ -70,6 +73,7 @@ class SelfCriticalStage:
         self._views = train_set.views
         self._tokenizer = tokenizer
         self._replicas = replicas
+        self._teachers = teachers
         words = [len(tokenize(text)) for image in train_set.images for text in image.captions]
         longest = int(np.percentile(words, _LENGTH_PERCENTILE)) + 2  # with start and end
         self._length = min(max(longest, 3), model.config.sequence_length)
@@ -144,12 +148,18 @@ class SelfCriticalStage:
     ) -> tf.Tensor:
         inputs, targets = token_ids[:, :, :-1], token_ids[:, :, 1:]
         is_token = tf.cast(targets != PADDING, tf.float32)
+        features = tf.cast(features, tf.float32)
         with tf.GradientTape() as tape:
-            encoded = self._model.encode(tf.cast(features, tf.float32), training=True)
+            encoded = self._model.encode(features, training=True)
             logits = tf.cast(self._model.decode(inputs, encoded, training=True), tf.float32)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
             loss = tf.reduce_sum(losses * is_token * advantages[:, :, None]) / count
-        self.optimizer.apply(tape.gradient(loss, self.optimizer.variables))
+            objective = loss
+            if self._teachers is not None:
+                taught = soft_cross_entropy(self._teachers.probabilities(features, inputs), logits)
+                share = self._config.distillation
+                objective = (1 - share) * loss + share * tf.reduce_sum(taught * is_token) / count
+        self.optimizer.apply(tape.gradient(objective, self.optimizer.variables))
         return loss
 
 

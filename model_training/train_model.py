@@ -139,6 +139,18 @@ def train_model(
     consistency: Annotated[
         float, _option("consistency", "Two passes that are to agree (R-Drop).", _REGULARIZATION, min=0.0)
     ] = 0.0,
+    teacher: Annotated[
+        list[Path] | None,
+        _option(
+            "teacher", "A bundle to learn from as well; give it more than once for several.", _REGULARIZATION
+        ),
+    ] = None,
+    distillation: Annotated[
+        float,
+        _option(
+            "distillation", "Share of the loss that is about teachers.", _REGULARIZATION, min=0.0, max=1.0
+        ),
+    ] = 0.5,
     ema_momentum: Annotated[
         float, _option("ema_momentum", "Average weights over steps.", _REGULARIZATION, min=0.0, max=0.99999)
     ] = 0.0,
@@ -227,7 +239,7 @@ def _to_config(options: Mapping[str, Any]) -> TrainConfig:
     except ValueError as error:
         raise UsageError(str(error)) from error
     of_run = {field.name: options[field.name] for field in fields(TrainConfig) if field.name in options}
-    return TrainConfig(**of_run, captioner=captioner)
+    return TrainConfig(**of_run, captioner=captioner, teachers=tuple(options["teacher"] or ()))
 
 
 def _train(config: TrainConfig) -> Path:

@@ -33,6 +33,7 @@ from model_training.data_processing import (
     prefetch,
 )
 from model_training.datasets import CaptionedImage
+from model_training.distillation import open_teachers
 from model_training.distribution import Replicas, default_strategy, variables_of, vary_dropout
 from model_training.fine_tuning import freeze
 from model_training.ingredients import check_beams, check_options, check_shape, make_tokenizer, read_data
@@ -205,6 +206,9 @@ class _Run:
                 assign_weights(self.model, initial.weights())
             freeze(self.model.backbone, config.train_cnn)
             vary_dropout(self.model)
+            self.teachers = (
+                open_teachers(config.teachers, self.model, self.tokenizer) if config.teachers else None
+            )
         # In single precision and on one device, as bundles are: what is judged and written.
         self.judged = _build_single(shape)
         _copy_weights(self.model, self.judged)
@@ -256,7 +260,7 @@ class _Run:
 
         def cross_entropy() -> Stage:
             token_ids = encode_captions(train_set.images, tokenizer, self.model.config.sequence_length)
-            return CrossEntropyStage(self.model, config, train_set.views, token_ids, replicas)
+            return CrossEntropyStage(self.model, config, train_set.views, token_ids, replicas, self.teachers)
 
         def self_critical() -> Stage:
             # From the best epoch on, which need not be the last; its CNN stays as it is. The chief may still
@@ -267,7 +271,7 @@ class _Run:
             assign_weights(self.judged, best)
             freeze(self.model.backbone, "none")
             features = train_set if config.train_cnn == "none" else self._features(pixels)
-            return SelfCriticalStage(self.model, config, features, tokenizer, replicas)
+            return SelfCriticalStage(self.model, config, features, tokenizer, replicas, self.teachers)
 
         wanted = {
             text: bool(self.texts),

@@ -126,6 +126,38 @@ def test_a_bundle_to_start_from_gives_shape_words_and_weights(
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_count": 20}, "has other words"),
+        ({"seq_length": 36}, "knows captions of"),
+        ({"image_size": 96}, "has another CNN"),
+        ({"backbone_weights": "none", "seed": 1}, "has another CNN"),
+        ({"train_cnn": "top"}, "leave out --train_cnn"),
+    ],
+)
+def test_teachers_that_see_or_say_other_things_are_refused(
+    data_set: DataSet, plain: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    result = run_command(data_set, tmp_path / "run", teacher=plain, **options)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_learns_from_teachers(data_set: DataSet, plain: Path, tmp_path: Path) -> None:
+    """The teachers' share is all of the loss, so what comes out is another model than without them."""
+    options = {"epochs": 1, "lr": 0.01, "warmup_steps": 0, "batch_size": 75}
+    train(data_set, tmp_path / "alone", **options, compiled=False)
+    more = ["--teacher", plain, "--teacher", plain, "--distillation", 1]
+    train(data_set, tmp_path / "taught", more, **options, compiled=False)
+    alone, taught = (Bundle.open(tmp_path / name).weights() for name in ("alone", "taught"))
+    assert any((alone[name] != taught[name]).any() for name in alone)
+    assert all(np.isfinite(weight).all() for weight in taught.values())
+    kept = json.loads((tmp_path / "taught" / "training.json").read_text())
+    assert kept["teachers"] == [str(plain)] * 2
+
+
+@pytest.mark.parametrize(
     ("options", "status", "message"),
     [
         ({"epochs": 0}, 2, "--epochs 0 leaves the network as it is drawn"),
@@ -133,6 +165,7 @@ def test_a_bundle_to_start_from_gives_shape_words_and_weights(
         ({"text": "nowhere.tsv"}, 1, "can't read the captions"),
         ({"scst_samples": 1}, 2, "scst_samples"),
         ({"train_cnn": "some"}, 2, "train_cnn"),
+        ({"teacher": "nowhere"}, 1, "no model at nowhere"),
     ],
 )
 def test_options_that_can_not_work_are_said_so(

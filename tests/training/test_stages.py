@@ -21,6 +21,7 @@ from model_training.cross_entropy import (
 )
 from model_training.data_processing import ImageArrays, encode_captions
 from model_training.datasets import CaptionedImage
+from model_training.distillation import Teachers, soft_cross_entropy
 from model_training.distribution import Replicas
 from model_training.fine_tuning import freeze
 from model_training.self_critical import SelfCriticalStage, draw_captions
@@ -270,3 +271,54 @@ def test_two_passes_come_to_agree(model: CaptionModel, config: TrainConfig, arra
     before = disagree()
     run_epochs(stage, 8)
     assert disagree() < 0.5 * before
+
+
+def test_soft_cross_entropy_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = (rng.normal(0, 2, (3, 5, 7)).astype(np.float32) for _ in range(2))
+    targets = np.exp(targets) / np.exp(targets).sum(-1, keepdims=True)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -(targets * log_probs).sum(-1)
+    np.testing.assert_allclose(soft_cross_entropy(targets, logits), expected, rtol=1e-5)
+    one_hot = np.eye(7, dtype=np.float32)[[0, 3, 6]]
+    np.testing.assert_allclose(
+        soft_cross_entropy(one_hot, logits[:, 0]),
+        smoothed_cross_entropy(tf.constant([0, 3, 6]), logits[:, 0], 0.0),
+        rtol=1e-5,
+    )
+
+
+def test_teachers_predict_the_mean_of_their_probabilities(model: CaptionModel, arrays: ImageArrays) -> None:
+    keras.utils.set_random_seed(1)
+    other = CaptionModel(model.config)
+    features = tf.cast(arrays.views[:, 0], tf.float32)
+    token_ids = Tokenizer(WORDS).encode("a dog runs", 6)[None, None].repeat(8, axis=0)
+    found = Teachers([model, other]).probabilities(features, token_ids)
+    expected = [tf.nn.softmax(each.decode(token_ids, each.encode(features))) for each in (model, other)]
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-5)
+    assert not np.allclose(expected[0], expected[1])
+
+
+def test_a_network_comes_to_predict_what_its_teachers_do(
+    model: CaptionModel, config: TrainConfig, arrays: ImageArrays
+) -> None:
+    """Here they alone teach, so that what people wrote has no part in it."""
+    teacher = CaptionModel(model.config)
+    # Of random weights it would hold all words for about equally likely, as the student does.
+    favours = np.random.default_rng(0).normal(0, 2, model.config.vocabulary_size)
+    teacher.output_dense.bias.assign(favours)
+    teachers = Teachers([teacher])
+    token_ids = encode_captions(arrays.images, Tokenizer(WORDS), model.config.sequence_length)
+    config = replace(config, epochs=15, distillation=1.0)
+    stage = CrossEntropyStage(model, config, arrays.views, token_ids, REPLICAS, teachers)
+    (batch, *_) = stage.batches(np.random.default_rng(0))
+    inputs = batch.token_ids[:, :, :-1]
+    features = tf.cast(batch.inputs[:, 0], tf.float32)
+    wanted = teachers.probabilities(features, inputs).numpy()
+
+    def distance() -> float:
+        return float(np.abs(tf.nn.softmax(model.decode(inputs, model.encode(features))) - wanted).mean())
+
+    before = distance()
+    run_epochs(stage, 15)
+    assert distance() < 0.5 * before
