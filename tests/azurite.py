@@ -4,18 +4,17 @@ import base64
 import hashlib
 import hmac
 import os
-import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from urllib.parse import quote, urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pyarrow.fs as fs
+
+from tests import programs
 
 ACCOUNT = "devstoreaccount1"
 # Everybody's: it stands in the emulator's documentation.
@@ -103,33 +102,8 @@ def running_server() -> Iterator[Server]:
     """An emulator for as long as it is needed. It ends with this process, however that ends."""
     with tempfile.TemporaryDirectory(prefix="azurite-") as folder:
         command = [_program(), "--blobHost", "127.0.0.1", "--blobPort", "0", "--disableTelemetry"]
-        # The shell waits for its input to end, which it does when this process does.
-        script = '"$@" & server=$!; read -r _; kill -KILL $server; wait $server'
-        process = subprocess.Popen(
-            # Of a pyarrow that is newer than it, it would refuse the version of the API.
-            ["sh", "-c", script, "sh", *command, "--skipApiVersionCheck", "--location", folder],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if found := re.search(r"successfully listens on http://(\S+)", line):
-                break
-        else:
-            process.stdin.close()
-            process.wait()
-            process.stdout.close()
-            raise RuntimeError(f"Azurite did not start: {''.join(said)}")
-        drain = Thread(target=process.stdout.read, daemon=True)
-        drain.start()
-        try:
+        # Of a pyarrow that is newer than it, it would refuse the version of the API.
+        command += ["--skipApiVersionCheck", "--location", folder]
+        listens = r"successfully listens on http://(\S+)"
+        with programs.running(command, ready=listens, signal="KILL", cwd=folder) as found:
             yield Server(found[1])
-        finally:
-            process.stdin.close()
-            process.wait()
-            drain.join()
-            process.stdout.close()

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 
 import psycopg
 
 from batchcap.catalog import Catalog
 from batchcap.catalog.tables import Base
+from tests import programs
 
 # Nothing need survive a power failure.
 _SETTINGS = {
@@ -133,32 +133,15 @@ def running_server() -> Iterator[Server]:
             **as_user,
         )
         settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
-        # The shell waits for its input to end, which it does when this process does.
-        script = '"$@" & server=$!; read -r _; kill -QUIT $server; wait $server'
-        process = subprocess.Popen(
-            ["sh", "-c", script, "sh", _program("postgres"), "-D", folder / "data", "-k", folder, *settings],
+        command = [_program("postgres"), "-D", folder / "data", "-k", folder, *settings]
+        with programs.running(
+            command,
+            ready="ready to accept connections",
+            signal="QUIT",
             cwd=folder,
             env=environment,
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
             **as_user,
-        )
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if "ready to accept connections" in line:
-                break
-        else:
-            raise RuntimeError(f"PostgreSQL did not start: {''.join(said)}")
-        drain = Thread(target=process.stderr.read, daemon=True)
-        drain.start()
-        try:
+        ):
             yield Server(folder)
-        finally:
-            process.stdin.close()
-            process.wait()
-            drain.join()
-            process.stderr.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
