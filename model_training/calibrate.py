@@ -1,7 +1,8 @@
 """Fits a bundle's confidence: `python -m model_training.calibrate BUNDLE --data … --captions …`.
 
 Captions the images as people will meet the bundle, decides which captions are acceptable, and fits the
-probability of that on one half of the images; the other half measures how good it is.
+probability of that. How good it is, halves of the images say: each is measured by a fit on the other, so that
+no image has a part in what it measures. The bundle gets the fit on all of them, which knows twice as much.
 
 **Acceptable** is a caption that agrees with what people wrote about the image at least as well as three
 quarters of people's own captions do. In figures: each person's caption is scored by CIDEr-D against the
@@ -88,7 +89,7 @@ def human_threshold(references: Sequence[Sequence[str]]) -> float:
     return float(np.quantile(scores, _QUANTILE))
 
 
-def is_for_fitting(name: str, seed: int) -> bool:
+def is_in_first_half(name: str, seed: int) -> bool:
     """Which half an image is in: by a hash of its name, so whatever other images there are."""
     return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest(), 16) % 2 == 0
 
@@ -217,7 +218,9 @@ def fit_calibration(
     *,
     seed: int = 0,
 ) -> tuple[Calibration, Measured, dict[str, Any]]:
-    """Decides which captions are acceptable, fits on one half of the images and measures on the other.
+    """Decides which captions are acceptable, fits on all images and measures crosswise, half by half.
+
+    That is cross-fitting with two folds, as scikit-learn's `CalibratedClassifierCV(ensemble=False)` does it.
 
     Args:
         names: of I images; they decide the halves.
@@ -228,9 +231,9 @@ def fit_calibration(
         seed: of the halves.
 
     Returns:
-        The calibration, how good it is, and what there is to report of both. In the report, `swapped` is the
-        same with the halves exchanged, and `crossed` is over all images, each with the weights that were
-        fitted on the half it isn't in: twice the images, so less chance.
+        The calibration, how good it is, and what there is to report of both. In the report, `halves` has the
+        same figures of each half alone, by the fit on the other: with fewer images, there is more chance in
+        them.
 
     Raises:
         TrainingError: there are fewer than `MIN_IMAGES` images, or captions are all alike.
@@ -239,14 +242,15 @@ def fit_calibration(
     threshold = human_threshold(references)
     acceptable = np.array(cider_d_scores(texts, references)) > threshold
     values = np.array(signals, np.float64)
-    fitting = np.array([is_for_fitting(name, seed) for name in names])
-    halves, logits = [], np.zeros(len(names))
-    for half in (fitting, ~fitting):
-        weights, intercept = fit_logistic(values[half], acceptable[half])
-        logits[~half] = values[~half] @ weights + intercept
-        halves.append((weights, intercept, measure(logistic(logits[~half]), acceptable[~half])))
-    (weights, intercept, measured), (_, _, swapped) = halves
-    crossed = measure(logistic(logits), acceptable)
+    is_first = np.array([is_in_first_half(name, seed) for name in names])
+    probabilities, halves = np.zeros(len(names)), []
+    for half in (is_first, ~is_first):
+        weights, intercept = fit_logistic(values[~half], acceptable[~half])
+        probabilities[half] = logistic(values[half] @ weights + intercept)
+        found = measure(probabilities[half], acceptable[half])
+        halves.append({"images": len(found.acceptable), **_figures(found)})
+    measured = measure(probabilities, acceptable)
+    weights, intercept = fit_logistic(values, acceptable)
     calibration = Calibration(
         signals={name: float(w) for name, w in zip(Signals._fields, weights, strict=True) if w},
         intercept=intercept,
@@ -257,15 +261,7 @@ def fit_calibration(
         num_beams=generation.num_beams,
         length_penalty=generation.length_penalty,
     )
-    counts = {"fitted_on": fitting, "measured_on": ~fitting}
-    report: dict[str, Any] = {
-        **_figures(measured),
-        "threshold": threshold,
-        **{name: int(half.sum()) for name, half in counts.items()},
-        **{f"acceptable_{name}": float(acceptable[half].mean()) for name, half in counts.items()},
-        "swapped": _figures(swapped),
-        "crossed": _figures(crossed),
-    }
+    report = {**_figures(measured), "threshold": threshold, "halves": halves}
     return calibration, measured, report
 
 
@@ -283,7 +279,12 @@ def _check_both_classes(acceptable: np.ndarray, use: str) -> None:
 
 
 def _figures(measured: Measured) -> dict[str, float]:
-    return {"auroc": measured.auroc, "ece": measured.ece, "ece_if_perfect": measured.ece_if_perfect}
+    return {
+        "auroc": measured.auroc,
+        "ece": measured.ece,
+        "ece_if_perfect": measured.ece_if_perfect,
+        "acceptable": float(measured.acceptable.mean()),
+    }
 
 
 def caption_with_signals(
@@ -329,7 +330,7 @@ def plot_reliability(measured: Measured, path: Path) -> bool:
     top.errorbar(mean, share, yerr=chance, fmt="o-", capsize=2, label=f"{len(mean)} bins of equal count")
     top.set(ylabel="share of acceptable captions", xlim=(0, 1), ylim=(-0.02, 1.02))
     top.set_title(
-        f"{len(measured.acceptable):,} images held out: AUROC {measured.auroc:.3f}, "
+        f"{len(measured.acceptable):,} images, each held out: AUROC {measured.auroc:.3f}, "
         f"ECE {measured.ece:.3f}\n(a perfect confidence: ECE {measured.ece_if_perfect:.3f} on so many)",
         fontsize="medium",
     )
@@ -349,7 +350,7 @@ def main(
     subset: Annotated[
         Subset | None, typer.Option(help="Of the captions' own split.", show_default="val")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the halves to fit and to measure on.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the halves to measure on.")] = 0,
     limit: Annotated[int, typer.Option(help="Images; 0 for all.", min=0)] = 0,
 ) -> None:
     """Give a bundle its confidence, from captioned images that it was not trained on."""

@@ -46,8 +46,8 @@ class Calibration:
         intercept: of the logistic function.
         threshold: CIDEr-D (times 100) above which a caption was taken for acceptable.
         rule: where the threshold comes from, for people.
-        auroc: area under the ROC curve on images that the fit has not seen, 0 to 1.
-        ece: expected calibration error on the same images, 0 to 1.
+        auroc: area under the ROC curve, each image by a fit that has not seen it, 0 to 1.
+        ece: expected calibration error, by the same fits, 0 to 1.
         num_beams: the beams that it was fitted with.
         length_penalty: the length penalty that it was fitted with.
 
