@@ -18,3 +18,15 @@ def freeze(backbone: keras.Model, train_cnn: TrainCnn) -> None:
     grid = backbone.output_shape[1:3]
     for layer in backbone.layers:
         layer.trainable = layer.output.shape[1:3] == grid
+
+
+def freeze_beginning(backbone: keras.Model) -> None:
+    """Freezes the layers that work on a grid finer than an eighth of the image.
+
+    They see edges and textures, which are the same in all photographs, and take most of the time of training:
+    the gradients of large depthwise convolutions are slow on a CPU.
+    """
+    backbone.trainable = True
+    finest = backbone.input_shape[1] / 8
+    for layer in backbone.layers:
+        layer.trainable = layer.output.shape[1] <= finest

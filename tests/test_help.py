@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from batchcap.cli import app
-from model_training import calibrate, compare, evaluate, pretrained, train_model
+from model_training import calibrate, compare, evaluate, pretrained, train_model, tune_cnn
 
 # So wide that no line of it is broken.
 WIDTH = 2000
@@ -18,8 +18,9 @@ PROGRAMS = {
     "calibrate": typer.Typer(),
     "compare": typer.Typer(),
     "pretrained": typer.Typer(),
+    "tune_cnn": typer.Typer(),
 }
-for module in (calibrate, compare, pretrained):
+for module in (calibrate, compare, pretrained, tune_cnn):
     PROGRAMS[module.__name__.rpartition(".")[2]].command()(module.main)
 
 
