@@ -31,7 +31,7 @@ from batchcap.captioner.backbone import build_backbone
 from batchcap.captioner.config import Backbone
 from batchcap.captioner.images import ImageSpec
 from batchcap.captioner.tokenizer import standardize
-from batchcap.errors import BatchcapError, TrainingError
+from batchcap.errors import BatchcapError, TrainingError, UsageError
 from model_training.augmentation import crop, random_boxes
 from model_training.data_processing import ImageArrays, load_pixels, prefetch
 from model_training.datasets import CaptionedImage, Format, read_dataset
@@ -262,6 +262,7 @@ def main(
 ) -> None:
     """Teach a CNN the words of captions, before a captioner is trained on its features."""
     try:
+        _check_output(output)
         dataset = read_dataset(
             captions,
             format=format,
@@ -303,6 +304,18 @@ def main(
     except BatchcapError as error:
         print(f"tune_cnn: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_status) from error
+
+
+def _check_output(output: Path) -> None:
+    """Refuses what could not be written or read, before it takes minutes to find out.
+
+    Raises:
+        UsageError: it is no such file.
+    """
+    if output.suffix != ".safetensors":
+        raise UsageError(f"{output} must end in .safetensors, by which --backbone_weights knows it")
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent}; make it, or name another file")
 
 
 def _said(score: Score) -> str:

@@ -141,7 +141,15 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_file_that_can_not_be_written(data_set: DataSet, tmp_path: Path) -> None:
-    result = run(data_set, tmp_path / "no" / "out.safetensors", epochs=1, lr=0.001)
-    assert result.exit_code == 1
-    assert "can't write the weights to" in result.stderr
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("no/out.safetensors", "there is no folder"), ("out.bin", "must end in .safetensors")],
+)
+def test_an_output_that_can_not_be_is_refused_at_once(
+    data_set: DataSet, tmp_path: Path, output: str, message: str
+) -> None:
+    result = run(data_set, tmp_path / output, captions="not looked at")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
