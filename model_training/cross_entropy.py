@@ -16,7 +16,7 @@ from batchcap.captioner.tokenizer import PADDING
 from model_training.augmentation import crop, random_boxes
 from model_training.config import TrainConfig
 from model_training.data_processing import TrainBatch, batches_per_epoch, train_batches
-from model_training.distillation import Teachers, soft_cross_entropy
+from model_training.distillation import Teachers
 from model_training.distribution import Replicas, own_rows
 from model_training.optimization import Optimizer, OptimizerConfig
 
@@ -111,11 +111,9 @@ class CrossEntropyStage:
             loss, correct = found.loss / views, found.correct / views
             objective = loss
             if self._teachers is not None:
-                taught = soft_cross_entropy(
-                    self._teachers.probabilities(features, token_ids[:, :, :-1]), found.logits
-                )
+                taught = self._teachers.loss(features, token_ids[:, :, :-1], found.logits, found.is_token)
                 share = self._config.distillation
-                objective = (1 - share) * loss + share * tf.reduce_sum(taught * found.is_token) / views
+                objective = (1 - share) * loss + share * taught / views
             if self._config.consistency:
                 objective += self._config.consistency * disagreement(found.logits, found.is_token)
             mean = objective / count

@@ -45,6 +45,22 @@ class Teachers:
         ]
         return tf.stop_gradient(tf.add_n(found) / len(found))
 
+    def loss(
+        self, features: tf.Tensor, token_ids: tf.Tensor, logits: tf.Tensor, is_token: tf.Tensor
+    ) -> tf.Tensor:
+        """Cross-entropy of a network's predictions against theirs, added up over tokens.
+
+        Args:
+            features: float32[B, P, C], of the CNN.
+            token_ids: int32[B, N, T].
+            logits: float32[B, N, T, V], what the network gives for the token after each.
+            is_token: float32[B, N, T], 0 where that is padding.
+
+        Returns:
+            float32[].
+        """
+        return tf.reduce_sum(soft_cross_entropy(self.probabilities(features, token_ids), logits) * is_token)
+
 
 def open_teachers(paths: Sequence[Path], student: CaptionModel, tokenizer: Tokenizer) -> Teachers:
     """Loads bundles that a network can learn from.

@@ -119,18 +119,24 @@ class Optimizer:
             target.assign(variable.numpy())
 
 
+def cosine_schedule(
+    lr: float, *, total_steps: int, warmup_steps: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """From zero to `lr` along a line in the first steps, then back to zero along a cosine."""
+    if not warmup_steps:
+        return keras.optimizers.schedules.CosineDecay(lr, max(total_steps, 1))
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        decay_steps=max(total_steps - warmup_steps, 1),
+        warmup_target=lr,
+        warmup_steps=warmup_steps,
+    )
+
+
 def _adamw(
     config: OptimizerConfig, lr: float, variables: Sequence[keras.Variable]
 ) -> keras.optimizers.Optimizer:
-    if config.warmup_steps:
-        schedule = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0,
-            decay_steps=max(config.total_steps - config.warmup_steps, 1),
-            warmup_target=lr,
-            warmup_steps=config.warmup_steps,
-        )
-    else:
-        schedule = keras.optimizers.schedules.CosineDecay(lr, max(config.total_steps, 1))
+    schedule = cosine_schedule(lr, total_steps=config.total_steps, warmup_steps=config.warmup_steps)
     optimizer = keras.optimizers.AdamW(
         schedule,
         weight_decay=config.weight_decay,

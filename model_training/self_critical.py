@@ -17,7 +17,7 @@ from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import END, PADDING, START, Tokenizer
 from model_training.config import TrainConfig
 from model_training.data_processing import ImageArrays, batches_per_epoch
-from model_training.distillation import Teachers, soft_cross_entropy
+from model_training.distillation import Teachers
 from model_training.distribution import Replicas, own_rows
 from model_training.metrics import CiderD, tokenize
 from model_training.optimization import Optimizer, OptimizerConfig
@@ -156,9 +156,9 @@ class SelfCriticalStage:
             loss = tf.reduce_sum(losses * is_token * advantages[:, :, None]) / count
             objective = loss
             if self._teachers is not None:
-                taught = soft_cross_entropy(self._teachers.probabilities(features, inputs), logits)
+                taught = self._teachers.loss(features, inputs, logits, is_token)
                 share = self._config.distillation
-                objective = (1 - share) * loss + share * tf.reduce_sum(taught * is_token) / count
+                objective = (1 - share) * loss + share * taught / count
         self.optimizer.apply(tape.gradient(objective, self.optimizer.variables))
         return loss
 

@@ -36,6 +36,7 @@ from model_training.augmentation import crop, random_boxes
 from model_training.data_processing import ImageArrays, load_pixels, prefetch
 from model_training.datasets import CaptionedImage, Format, read_dataset
 from model_training.fine_tuning import freeze_beginning
+from model_training.optimization import cosine_schedule
 from model_training.pretrained import load_backbone_weights, write_backbone_weights
 
 # A word is worth learning if the captions of so large a share of the images have it: of rarer ones there is
@@ -68,7 +69,7 @@ def content_words(images: Sequence[CaptionedImage]) -> list[str]:
     Raises:
         TrainingError: there are none.
     """
-    counts = Counter(word for image in images for word in _words_of(image))
+    counts = Counter(word for image in images for word in set().union(*map(_words_of, image.captions)))
     rarest, commonest = _RAREST * len(images), _COMMONEST * len(images)
     words = sorted(word for word, count in counts.items() if rarest <= count <= commonest)
     if not words:
@@ -82,7 +83,7 @@ def word_shares(images: Sequence[CaptionedImage], words: Sequence[str]) -> np.nd
     shares = np.zeros((len(images), len(words)), np.float32)
     for row, image in zip(shares, images, strict=True):
         for caption in image.captions:
-            for word in columns.keys() & set(standardize(caption).split()):
+            for word in columns.keys() & _words_of(caption):
                 row[columns[word]] += 1 / len(image.captions)
     return shares
 
@@ -229,15 +230,12 @@ def _batches(images: int, batch_size: int, rng: np.random.Generator) -> list[np.
 
 
 def _adamw(lr: float, steps: int) -> keras.optimizers.Optimizer:
-    warmup = min(_WARMUP_STEPS, steps // 2)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps - warmup, 1), warmup_target=lr, warmup_steps=warmup
-    )
+    schedule = cosine_schedule(lr, total_steps=steps, warmup_steps=min(_WARMUP_STEPS, steps // 2))
     return keras.optimizers.AdamW(schedule, weight_decay=_WEIGHT_DECAY)
 
 
-def _words_of(image: CaptionedImage) -> set[str]:
-    return {word for caption in image.captions for word in standardize(caption).split()}
+def _words_of(caption: str) -> set[str]:
+    return set(standardize(caption).split())
 
 
 def main(
