@@ -102,7 +102,10 @@ def compile_openvino(
         properties["INFERENCE_NUM_THREADS"] = str(num_threads)
     try:
         traced = tf.function(function, input_signature=[signature], autograph=False).get_concrete_function()
-        model = openvino.convert_model(traced)
+        converted = openvino.convert_model(traced)
+        # Of activations with a gradient of their own, such as swish, it makes outputs as well.
+        wanted = [converted.output(tensor.name).get_node().input_value(0) for tensor in traced.outputs]
+        model = openvino.Model(wanted, converted.get_parameters())
         compiled = openvino.Core().compile_model(model, "CPU", properties)
     except Exception as error:  # Its errors have no base of their own.
         raise BatchcapError(f"OpenVINO can't run this network: {' '.join(str(error).split())}") from error

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from batchcap.captioner.backbone import build_backbone
 from batchcap.captioner.bundle import Bundle, RuntimeName
 from batchcap.captioner.captioner import Captioner, Precision
 from batchcap.captioner.config import GenerationConfig
@@ -62,6 +63,18 @@ def test_openvino_gives_the_same_features_and_captions(
     pairs = list(zip(found.caption(pixels[:IMAGES]), expected.caption(pixels[:IMAGES]), strict=True))
     assert all(caption.text == other.text for caption, other in pairs)
     np.testing.assert_allclose(*zip(*((c.log_prob, e.log_prob) for c, e in pairs), strict=True), atol=1e-3)
+
+
+@needs_openvino
+def test_openvino_runs_a_cnn_whose_activations_have_gradients_of_their_own() -> None:
+    """The swish of EfficientNet B0 to B7."""
+    cnn = build_backbone("efficientnet_b0", 32)
+    signature = tf.TensorSpec((2, 32, 32, 3), tf.uint8)
+    frozen = freeze(lambda pixels: cnn(pixels, training=False), cnn.variables)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    (found,) = compile_openvino(frozen, signature, 1)(pixels)
+    (expected,) = compile_tensorflow(frozen, signature)(pixels)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
 @needs_openvino
