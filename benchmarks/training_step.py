@@ -317,7 +317,7 @@ def make_batch(config: CaptionerConfig, feature_shape: tuple[int, int], batch_si
     ends = rng.integers(length // 2, length, (count, CAPTIONS_PER_IMAGE, 1))
     positions = np.arange(length)
     token_ids = np.where(positions < ends, token_ids, np.where(positions == ends, END, PADDING))
-    return TrainBatch(inputs, token_ids.astype(np.int32))
+    return TrainBatch(inputs, token_ids.astype(np.int32), np.ones(token_ids.shape[:2], np.float32))
 
 
 def make_bundle(

@@ -54,6 +54,8 @@ class TrainConfig:
         label_smoothing: probability spread over the whole vocabulary in the targets.
         consistency: weight of the agreement between two passes over each batch in cross-entropy, with other
             views and other dropout; 0 makes one pass.
+        consensus: how far a caption counts by its agreement with the others of its image in cross-entropy:
+            0 counts all alike, 1 by agreement alone; see `caption_weights`.
         teachers: bundles with the same CNN and words, whose predictions are learnt beside what people wrote.
         distillation: share of the loss that is about theirs, in cross-entropy and self-critical training.
         min_count: words seen less often are unknown words.
@@ -97,6 +99,7 @@ class TrainConfig:
     ema_momentum: float = 0.0
     label_smoothing: float = 0.0
     consistency: float = 0.0
+    consensus: float = 0.0
     teachers: tuple[Path, ...] = ()
     distillation: float = 0.5
     min_count: int = 1

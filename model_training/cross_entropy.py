@@ -1,8 +1,9 @@
 """The main stage: predict each next word of what people wrote.
 
 With `consistency`, every batch makes two passes, which see other views of the images and drop other units,
-and which are to predict the same: R-Drop (Liang et al., https://arxiv.org/abs/2106.14448). With teachers, the
-network also learns what they predict; see `distillation`.
+and which are to predict the same: R-Drop (Liang et al., https://arxiv.org/abs/2106.14448). With `consensus`,
+captions that others agree with count more; see `consensus`. With teachers, the network also learns what they
+predict; see `distillation`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ class CrossEntropyStage:
         token_ids: of each image, int32[captions, S].
         replicas: where the steps run.
         teachers: whom to learn from as well.
+        weights: of each image, float32[captions], how much they count; None for all alike.
     """
 
     name = "xent"
@@ -46,6 +48,7 @@ class CrossEntropyStage:
         token_ids: Sequence[np.ndarray],
         replicas: Replicas,
         teachers: Teachers | None = None,
+        weights: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.epochs = config.epochs
         self.steps_per_epoch = batches_per_epoch(
@@ -55,6 +58,7 @@ class CrossEntropyStage:
         self._config = config
         self._views = views
         self._token_ids = token_ids
+        self._weights = weights or [np.ones(len(ids), np.float32) for ids in token_ids]
         self._replicas = replicas
         self._teachers = teachers
         self._trains_cnn = config.train_cnn != "none"
@@ -70,6 +74,7 @@ class CrossEntropyStage:
         return train_batches(
             self._views,
             self._token_ids,
+            self._weights,
             batch_size=self._config.batch_size,
             captions_per_image=CAPTIONS_PER_IMAGE,
             rng=rng,
@@ -87,24 +92,30 @@ class CrossEntropyStage:
         # The same for every replica, and a different one in every step.
         seed = (self._config.seed, self.optimizer.steps)
         loss, correct = self._step(
-            *self._replicas.split((batch.inputs, batch.token_ids)),
+            *self._replicas.split((batch.inputs, batch.token_ids, batch.weights)),
             tf.constant(count, tf.float32),
             tf.constant(seed, tf.int32),
         )
         return {"loss": float(loss), "accuracy": float(correct), "count": count}
 
     def _step_of_replica(
-        self, inputs: tf.Tensor, token_ids: tf.Tensor, count: tf.Tensor, seed: tf.Tensor
+        self,
+        inputs: tf.Tensor,
+        token_ids: tf.Tensor,
+        weights: tf.Tensor,
+        count: tf.Tensor,
+        seed: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         views = inputs.shape[1]
         rows = tf.reshape(inputs, (-1, *inputs.shape[2:]))  # the views of an image follow each other
-        token_ids = tf.repeat(token_ids, views, axis=0)
+        token_ids, weights = (tf.repeat(of_image, views, axis=0) for of_image in (token_ids, weights))
         with tf.GradientTape() as tape:
             features = self._see(rows, seed)
             found = sums(
                 self._model,
                 self._model.encode(features, training=True),
                 token_ids,
+                weights,
                 label_smoothing=self._config.label_smoothing,
                 training=True,
             )
@@ -153,6 +164,7 @@ def sums(
     model: CaptionModel,
     encoded: tf.Tensor,
     token_ids: tf.Tensor,
+    weights: tf.Tensor | None = None,
     *,
     label_smoothing: float,
     training: bool,
@@ -163,6 +175,7 @@ def sums(
         model: the network.
         encoded: float32[B, P, D], what the decoder attends to.
         token_ids: int32[B, N, T].
+        weights: float32[B, N], how much the loss of each caption counts; all alike where there are none.
         label_smoothing: see `smoothed_cross_entropy`.
         training: whether dropout is on.
     """
@@ -172,7 +185,8 @@ def sums(
     logits = tf.cast(model.decode(inputs, encoded, training=training), tf.float32)
     losses = smoothed_cross_entropy(targets, logits, label_smoothing)
     is_correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == targets, tf.float32)
-    return Sums(tf.reduce_sum(losses * is_token), tf.reduce_sum(is_correct * is_token), logits, is_token)
+    counted = is_token if weights is None else is_token * weights[:, :, None]
+    return Sums(tf.reduce_sum(losses * counted), tf.reduce_sum(is_correct * is_token), logits, is_token)
 
 
 def disagreement(logits: tf.Tensor, is_token: tf.Tensor) -> tf.Tensor:

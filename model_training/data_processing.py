@@ -62,10 +62,12 @@ class TrainBatch:
     Args:
         inputs: uint8[B, W, image_size, image_size, 3] or float16[B, W, P, C], W views of each image.
         token_ids: int32[B, N, T], start, words, end, padding.
+        weights: float32[B, N], how much each caption counts; 1 on average.
     """
 
     inputs: np.ndarray
     token_ids: np.ndarray
+    weights: np.ndarray
 
 
 def load_pixels(
@@ -252,6 +254,7 @@ def batches_per_epoch(images: int, *, batch_size: int, captions_per_image: int) 
 def train_batches(
     views: np.ndarray,
     token_ids: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
     *,
     batch_size: int,
     captions_per_image: int,
@@ -267,13 +270,16 @@ def train_batches(
     Args:
         views: [images, V, ...], see `ImageArrays`.
         token_ids: of each image, int32[captions, S].
+        weights: of each image, float32[captions].
         batch_size: captions in a batch, rounded down to whole images (one at least).
         captions_per_image: N; an image with fewer repeats some, one with more has N of them drawn.
         rng: decides order, views and repeats; the same generator gives the same epoch.
         views_per_image: W; the same view may be drawn twice.
         skip: leave out so many batches of the beginning.
     """
-    chosen = np.stack([ids[_draw(len(ids), captions_per_image, rng)] for ids in token_ids])  # images, N, S
+    drawn = [_draw(len(ids), captions_per_image, rng) for ids in token_ids]
+    chosen = np.stack([ids[captions] for ids, captions in zip(token_ids, drawn, strict=True)])  # images, N, S
+    chosen_weights = np.stack([of[captions] for of, captions in zip(weights, drawn, strict=True)])
     lengths = (chosen != PADDING).sum(-1).max(-1)
     view = rng.integers(0, views.shape[1], (len(chosen), views_per_image))
     images_per_batch = _images_per_batch(batch_size, captions_per_image)
@@ -281,7 +287,9 @@ def train_batches(
     for rows in batches[skip:]:
         rows = np.sort(rows)
         length = padded_length(lengths[rows].max(), chosen.shape[-1])
-        yield TrainBatch(views[rows[:, None], view[rows]], chosen[rows, :, :length])
+        yield TrainBatch(
+            views[rows[:, None], view[rows]], chosen[rows, :, :length], chosen_weights[rows]
+        )
 
 
 def alike_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:

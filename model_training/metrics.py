@@ -245,6 +245,15 @@ class CiderD:
         # 10 is CIDEr-D's own factor, 100 leads to the scale of the tables.
         return 100 * 10 * total / len(references)
 
+    def agreement(self, row: int) -> list[float]:
+        """The score of each reference of an image against its others, from 0 to 1000; 0 where it has no other."""
+        references = self._references[row]
+        return [
+            100 * 10 * sum(_similarity(one, other, self._sigma) for other in references if other is not one)
+            / max(len(references) - 1, 1)
+            for one in references
+        ]
+
     def _vector(self, counts: Counter[_NGram]) -> "_TfIdf":
         return _tf_idf(counts, self._inverse_frequency, self._log_images)
 

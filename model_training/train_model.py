@@ -139,6 +139,12 @@ def train_model(
     consistency: Annotated[
         float, _option("consistency", "Two passes that are to agree (R-Drop).", _REGULARIZATION, min=0.0)
     ] = 0.0,
+    consensus: Annotated[
+        float,
+        _option(
+            "consensus", "Count captions by their agreement with others.", _REGULARIZATION, min=0.0, max=1.0
+        ),
+    ] = 0.0,
     teacher: Annotated[
         list[Path] | None,
         _option(

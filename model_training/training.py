@@ -22,6 +22,7 @@ from batchcap.captioner.model import CaptionModel
 from batchcap.errors import TrainingError
 from model_training.checkpoint import CHECKPOINT, damaged, read_position, restore_checkpoint, save_checkpoint
 from model_training.config import TrainConfig
+from model_training.consensus import caption_weights
 from model_training.cross_entropy import CrossEntropyStage
 from model_training.data_processing import (
     AUGMENTED_VIEWS,
@@ -260,7 +261,10 @@ class _Run:
 
         def cross_entropy() -> Stage:
             token_ids = encode_captions(train_set.images, tokenizer, self.model.config.sequence_length)
-            return CrossEntropyStage(self.model, config, train_set.views, token_ids, replicas, self.teachers)
+            weights = caption_weights(train_set.images, config.consensus)
+            return CrossEntropyStage(
+                self.model, config, train_set.views, token_ids, replicas, self.teachers, weights
+            )
 
         def self_critical() -> Stage:
             # From the best epoch on, which need not be the last; its CNN stays as it is. The chief may still

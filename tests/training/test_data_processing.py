@@ -198,6 +198,7 @@ def batches_of(features: ImageArrays, seed: int) -> list[tuple[np.ndarray, np.nd
     batches = train_batches(
         features.views,
         encode_captions(features.images, tokenizer, 12),
+        [np.ones(len(image.captions), np.float32) for image in features.images],
         batch_size=6,
         captions_per_image=2,
         rng=np.random.default_rng(seed),
@@ -225,6 +226,7 @@ def test_an_epoch_has_as_many_batches_as_planned(count: int, batch_size: int) ->
     batches = train_batches(
         np.zeros((count, 2, 1, 1), np.float16),
         encode_captions(images, Tokenizer(["a", "cat"]), 8),
+        [np.ones(2, np.float32)] * count,
         batch_size=batch_size,
         captions_per_image=5,
         rng=np.random.default_rng(count),
@@ -233,11 +235,27 @@ def test_an_epoch_has_as_many_batches_as_planned(count: int, batch_size: int) ->
     assert len(list(batches)) == planned
 
 
+def test_weights_stay_with_their_captions() -> None:
+    # Of image i, caption c is the one token 10 i + c, and counts as much.
+    token_ids = [np.array([[10 * i + c] for c in range(1 + i % 4)], np.int32) for i in range(1, 18)]
+    batches = train_batches(
+        np.zeros((17, 2, 1, 1), np.float16),
+        token_ids,
+        [ids[:, 0].astype(np.float32) for ids in token_ids],
+        batch_size=6,
+        captions_per_image=2,
+        rng=np.random.default_rng(0),
+    )
+    for batch in batches:
+        np.testing.assert_array_equal(batch.token_ids[:, :, 0], batch.weights)
+
+
 def test_two_views_of_an_image_are_drawn_apart(features: ImageArrays) -> None:
     token_ids = [np.array([[1, 2, 3]], np.int32)] * 17
     batches = train_batches(
         features.views,
         token_ids,
+        [np.ones(1, np.float32)] * 17,
         batch_size=6,
         captions_per_image=2,
         rng=np.random.default_rng(0),

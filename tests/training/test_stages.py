@@ -18,6 +18,7 @@ from model_training.cross_entropy import (
     CrossEntropyStage,
     disagreement,
     smoothed_cross_entropy,
+    sums,
 )
 from model_training.data_processing import ImageArrays, encode_captions
 from model_training.datasets import CaptionedImage
@@ -228,6 +229,41 @@ def test_every_image_has_as_many_captions_in_a_batch(
     left = list(stage.batches(np.random.default_rng(0), skip=1))
     np.testing.assert_array_equal(left[0].token_ids, batches[1].token_ids)
     np.testing.assert_array_equal(left[0].inputs, batches[1].inputs)
+
+
+def test_captions_count_as_much_as_they_weigh(
+    model: CaptionModel, config: TrainConfig, arrays: ImageArrays
+) -> None:
+    images = [CaptionedImage(f"{i}.png", (TEXTS[0], TEXTS[1])) for i in range(8)]
+    token_ids = np.stack(encode_captions(images, Tokenizer(WORDS), model.config.sequence_length))
+    encoded = model.encode(tf.cast(arrays.views[:, 0], tf.float32))
+
+    def loss(rows: slice, captions: slice, weights: np.ndarray | None = None) -> float:
+        ids = tf.constant(token_ids[rows, captions])
+        return float(sums(model, encoded[rows], ids, weights, label_smoothing=0.1, training=False).loss)
+
+    weights = np.random.default_rng(0).random((8, 2)).astype(np.float32)
+    expected = sum(
+        weight * loss(slice(row, row + 1), slice(caption, caption + 1))
+        for (row, caption), weight in np.ndenumerate(weights)
+    )
+    everything = slice(None)
+    assert loss(everything, everything, weights) == pytest.approx(expected, rel=1e-4)
+
+    # Of two captions of an image, the one that counts is learnt.
+    stage = CrossEntropyStage(
+        model,
+        replace(config, epochs=15),
+        arrays.views,
+        list(token_ids),
+        REPLICAS,
+        weights=[np.array([2, 0], np.float32)] * 8,
+    )
+    run_epochs(stage, 15)
+    encoded = model.encode(tf.cast(arrays.views[:, 0], tf.float32))
+    words = (token_ids[:, :, 1:] != PADDING).sum((0, 2))
+    counted, other = (loss(everything, slice(n, n + 1)) / words[n] for n in range(2))
+    assert counted < 0.5 * other
 
 
 def test_smoothed_cross_entropy_is_its_definition() -> None:
