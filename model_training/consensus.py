@@ -1,9 +1,9 @@
 """How much each caption of an image counts.
 
-People see different things in the same photograph, and name them differently. A caption that nobody else would
-have written teaches little about other photographs, and the network can only learn it by heart. So captions may
-count by how far the others of their image agree with them: the weighted cross-entropy of consensus-based sequence
-training (Phan, Henter, Miyao and Satoh, https://arxiv.org/abs/1712.09532, section 3).
+People see different things in the same photograph, and name them differently. A caption that nobody else
+would have written teaches little about other photographs, and the network can only learn it by heart. So
+captions may count by how far the others of their image agree with them: the weighted cross-entropy of
+consensus-based sequence training (Phan, Henter, Miyao and Satoh, https://arxiv.org/abs/1712.09532).
 """
 
 from collections.abc import Sequence

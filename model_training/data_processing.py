@@ -287,9 +287,7 @@ def train_batches(
     for rows in batches[skip:]:
         rows = np.sort(rows)
         length = padded_length(lengths[rows].max(), chosen.shape[-1])
-        yield TrainBatch(
-            views[rows[:, None], view[rows]], chosen[rows, :, :length], chosen_weights[rows]
-        )
+        yield TrainBatch(views[rows[:, None], view[rows]], chosen[rows, :, :length], chosen_weights[rows])
 
 
 def alike_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:

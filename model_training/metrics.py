@@ -246,10 +246,12 @@ class CiderD:
         return 100 * 10 * total / len(references)
 
     def agreement(self, row: int) -> list[float]:
-        """The score of each reference of an image against its others, from 0 to 1000; 0 where it has no other."""
+        """The score of each reference of an image against the others, from 0 to 1000; 0 without others."""
         references = self._references[row]
         return [
-            100 * 10 * sum(_similarity(one, other, self._sigma) for other in references if other is not one)
+            100
+            * 10
+            * sum(_similarity(one, other, self._sigma) for other in references if other is not one)
             / max(len(references) - 1, 1)
             for one in references
         ]

@@ -7,7 +7,9 @@ are computed once and cached as those of any other that stays as it is.
 
 First the regression is fitted on the CNN as it came, then both together: with a head of random weights, the
 first gradients would spoil what the CNN has learnt (Kumar et al., https://arxiv.org/abs/2202.10054). The
-CNN's beginning, which sees edges and textures and costs most, stays as it is.
+CNN's beginning, which sees edges and textures and costs most, stays as it is. Against learning a few thousand
+photographs by heart, it sees crops of them and mixtures of two (mixup: Zhang et al.,
+https://arxiv.org/abs/1710.09412), and what is kept is the moving average of the weights.
 """
 
 import math
@@ -36,18 +38,24 @@ from model_training.augmentation import crop, random_boxes
 from model_training.data_processing import ImageArrays, load_pixels, prefetch
 from model_training.datasets import CaptionedImage, Format, read_dataset
 from model_training.fine_tuning import freeze_beginning
-from model_training.optimization import cosine_schedule
+from model_training.optimization import Optimizer, OptimizerConfig
 from model_training.pretrained import load_backbone_weights, write_backbone_weights
 
 # A word is worth learning if the captions of so large a share of the images have it: of rarer ones there is
 # too little to learn from, and those that nearly every image has say nothing.
 _RAREST, _COMMONEST = 0.01, 0.5
 # Of the regression: by itself it takes more steps, which cost next to nothing.
-_HEAD_LR, _HEAD_EPOCHS, _HEAD_BATCH = 1e-3, 6, 64
+_HEAD_LR, _HEAD_EPOCHS, _HEAD_BATCH = 1e-3, 15, 64
 _DROPOUT = 0.3
-_WEIGHT_DECAY = 1e-4
+# Of both together. The head learns faster than the CNN by this factor.
+_HEAD_SPEED = 5.0
 _WARMUP_STEPS = 100
+_WEIGHT_DECAY = 0.01
 _CLIP_NORM = 5.0
+# The moving average of the weights goes back so far.
+_AVERAGED_EPOCHS = 0.8
+# The shares of two mixed photographs come from a beta distribution with this parameter, twice.
+_MIXUP = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +152,17 @@ class WordTuner:
                 for mirrored in (False, True)
             ]
         )
-        variables = self._head.trainable_variables
-        optimizer = _adamw(_HEAD_LR, _HEAD_EPOCHS * math.ceil(len(self._pixels) / _HEAD_BATCH))
-        optimizer.build(variables)
+        steps = _HEAD_EPOCHS * math.ceil(len(self._pixels) / _HEAD_BATCH)
+        optimizer = Optimizer(
+            self._head.trainable_variables,
+            [],
+            OptimizerConfig(_HEAD_LR, steps, warmup_steps=min(_WARMUP_STEPS, steps // 2), weight_decay=1e-4),
+        )
 
         def fit(features: tf.Tensor, shares: tf.Tensor) -> None:
             with tf.GradientTape() as tape:
                 loss = self._loss(features, shares)
-            optimizer.apply(tape.gradient(loss, variables))
+            optimizer.apply(tape.gradient(loss, optimizer.variables))
 
         step = tf.function(fit, autograph=False, reduce_retracing=True)
         rng = np.random.default_rng((self._seed, 0))
@@ -164,40 +175,59 @@ class WordTuner:
         """Trains CNN and regression.
 
         Args:
-            epochs: passes over the images, each time in other crops.
-            lr: peak learning rate.
+            epochs: passes over the images, each time in other crops and mixtures.
+            lr: peak learning rate of the CNN.
             batch_size: images a step.
 
         Yields:
-            After every epoch the mean loss of its steps, and how well words are told then.
+            After every epoch the mean loss of its steps, and how well words are told then. Until the next
+            epoch begins, CNN and regression have the averages of their weights, which were judged.
 
         Raises:
             TrainingError: the loss is no longer finite.
         """
         freeze_beginning(self.backbone)
-        variables = [*self.backbone.trainable_variables, *self._head.trainable_variables]
-        steps = math.ceil(len(self._pixels) / batch_size)
-        optimizer = _adamw(lr, steps * epochs)
-        optimizer.build(variables)
+        trained = self.backbone.trainable_variables
+        steps = epochs * math.ceil(len(self._pixels) / batch_size)
+        optimizer = Optimizer(
+            [*self._head.trainable_variables, *trained],
+            trained,
+            OptimizerConfig(
+                lr * _HEAD_SPEED,
+                steps,
+                warmup_steps=min(_WARMUP_STEPS, steps // 2),
+                weight_decay=_WEIGHT_DECAY,
+                clip_norm=_CLIP_NORM,
+                ema_momentum=max(0.0, 1 - 1 / (_AVERAGED_EPOCHS * steps / epochs)),
+                cnn_lr=1 / _HEAD_SPEED,
+            ),
+        )
 
-        def train(pixels: tf.Tensor, shares: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-            boxes = random_boxes(tf.shape(pixels)[0], seed=seed)
+        def train(pixels: tf.Tensor, shares: tf.Tensor, mix: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            cropped = crop(pixels, random_boxes(tf.shape(pixels)[0], seed=seed))
             with tf.GradientTape() as tape:
-                loss = self._loss(self._means(crop(pixels, boxes)), shares)
-            gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, variables), _CLIP_NORM)
-            optimizer.apply(gradients)
+                loss = self._loss(
+                    self._means(_mixed(cropped, mix[:, None, None, None])), _mixed(shares, mix[:, None])
+                )
+            optimizer.apply(tape.gradient(loss, optimizer.variables))
             return loss
 
         step = tf.function(train, autograph=False, reduce_retracing=True)
         for epoch in range(1, epochs + 1):
-            order = _batches(len(self._pixels), batch_size, np.random.default_rng((self._seed, epoch)))
+            rng = np.random.default_rng((self._seed, epoch))
+            order = _batches(len(self._pixels), batch_size, rng)
             losses = []
             for number, (pixels, rows) in enumerate(prefetch((self._pixels[rows], rows) for rows in order)):
                 seed = tf.constant((self._seed + epoch, number), tf.int32)
-                losses.append(float(step(pixels, self._shares[rows], seed)))
+                mix = rng.beta(_MIXUP, _MIXUP, len(rows)).astype(np.float32)
+                losses.append(float(step(pixels, self._shares[rows], mix, seed)))
                 if not math.isfinite(losses[-1]):
                     raise TrainingError(f"the loss is {losses[-1]} in epoch {epoch}; lower --lr")
+            latest = [variable.numpy() for variable in optimizer.variables]
+            optimizer.copy_averaged(optimizer.variables)
             yield float(np.mean(losses)), self.score()
+            for variable, value in zip(optimizer.variables, latest, strict=True):
+                variable.assign(value)
 
     def score(self) -> Score:
         """Judges on the dev images."""
@@ -229,9 +259,10 @@ def _batches(images: int, batch_size: int, rng: np.random.Generator) -> list[np.
     return [np.sort(order[start : start + batch_size]) for start in range(0, images, batch_size)]
 
 
-def _adamw(lr: float, steps: int) -> keras.optimizers.Optimizer:
-    schedule = cosine_schedule(lr, total_steps=steps, warmup_steps=min(_WARMUP_STEPS, steps // 2))
-    return keras.optimizers.AdamW(schedule, weight_decay=_WEIGHT_DECAY)
+def _mixed(values: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """[B, ...], each mixed with the one before it, of which 1 - `share` comes."""
+    values = tf.cast(values, tf.float32)
+    return share * values + (1 - share) * tf.roll(values, 1, axis=0)
 
 
 def _words_of(caption: str) -> set[str]:
@@ -253,7 +284,7 @@ def main(
         str, typer.Option(help="To start from: imagenet, none, or a file.")
     ] = "imagenet",
     image_size: Annotated[int, typer.Option(help="Pixels.", min=32)] = 224,
-    epochs: Annotated[int, typer.Option(help="Passes over the images.", min=1)] = 2,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.", min=1)] = 5,
     batch_size: Annotated[int, typer.Option(help="Images a step.", min=1)] = 24,
     lr: Annotated[float, typer.Option(help="Peak learning rate.", min=0.0)] = 1e-4,
     seed: Annotated[int, typer.Option(help="Of order, crops, dropout, split.", min=0)] = 0,
