@@ -7,19 +7,21 @@ predict; see `distillation`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from itertools import chain, islice, repeat
 
 import numpy as np
 import tensorflow as tf
 
 from batchcap.captioner.model import CaptionModel
-from batchcap.captioner.tokenizer import PADDING
 from model_training.augmentation import crop, random_boxes
 from model_training.config import TrainConfig
-from model_training.data_processing import TrainBatch, batches_per_epoch, train_batches
+from model_training.data_processing import TextBatch, TrainBatch, batches_per_epoch, train_batches
 from model_training.distillation import Teachers
 from model_training.distribution import Replicas, own_rows
+from model_training.losses import disagreement, sums
 from model_training.optimization import Optimizer, OptimizerConfig
+from model_training.text_warmup import TextTask
 
 # Training data sets have five captions an image; more are drawn from, fewer are repeated.
 CAPTIONS_PER_IMAGE = 5
@@ -36,6 +38,7 @@ class CrossEntropyStage:
         replicas: where the steps run.
         teachers: whom to learn from as well.
         weights: of each image, float32[captions], how much they count; None for all alike.
+        text: captions without images, of which every step learns a batch as well.
     """
 
     name = "xent"
@@ -49,6 +52,7 @@ class CrossEntropyStage:
         replicas: Replicas,
         teachers: Teachers | None = None,
         weights: Sequence[np.ndarray] | None = None,
+        text: TextTask | None = None,
     ) -> None:
         self.epochs = config.epochs
         self.steps_per_epoch = batches_per_epoch(
@@ -61,6 +65,7 @@ class CrossEntropyStage:
         self._weights = weights or [np.ones(len(ids), np.float32) for ids in token_ids]
         self._replicas = replicas
         self._teachers = teachers
+        self._text = text
         self._trains_cnn = config.train_cnn != "none"
         self.optimizer = Optimizer(
             model.trainable_variables,
@@ -71,7 +76,8 @@ class CrossEntropyStage:
 
     def batches(self, rng: np.random.Generator, skip: int = 0) -> Iterator[TrainBatch]:
         """The batches of one epoch, without the first `skip`."""
-        return train_batches(
+        text = _endless(self._text, rng) if self._text is not None else repeat(None)
+        images = train_batches(
             self._views,
             self._token_ids,
             self._weights,
@@ -81,6 +87,8 @@ class CrossEntropyStage:
             views_per_image=2 if self._config.consistency else 1,
             skip=skip,
         )
+        for batch, of_text in zip(images, islice(text, skip, None), strict=False):
+            yield replace(batch, text=of_text)
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """Trains on a batch.
@@ -88,15 +96,17 @@ class CrossEntropyStage:
         Returns:
             Sums over its tokens: `loss`, `accuracy` (next tokens that are the likeliest), and `count`.
         """
-        count = int(np.count_nonzero(batch.token_ids[:, :, 1:]))
         # The same for every replica, and a different one in every step.
         seed = (self._config.seed, self.optimizer.steps)
+        text = batch.text
         loss, correct = self._step(
             *self._replicas.split((batch.inputs, batch.token_ids, batch.weights)),
-            tf.constant(count, tf.float32),
+            tf.constant(batch.count, tf.float32),
             tf.constant(seed, tf.int32),
+            *(self._replicas.split((text.token_ids, text.shown)) if text is not None else ()),
+            *((tf.constant(text.count, tf.float32),) if text is not None else ()),
         )
-        return {"loss": float(loss), "accuracy": float(correct), "count": count}
+        return {"loss": float(loss), "accuracy": float(correct), "count": batch.count}
 
     def _step_of_replica(
         self,
@@ -105,6 +115,7 @@ class CrossEntropyStage:
         weights: tf.Tensor,
         count: tf.Tensor,
         seed: tf.Tensor,
+        *text: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         views = inputs.shape[1]
         rows = tf.reshape(inputs, (-1, *inputs.shape[2:]))  # the views of an image follow each other
@@ -128,6 +139,10 @@ class CrossEntropyStage:
             if self._config.consistency:
                 objective += self._config.consistency * disagreement(found.logits, found.is_token)
             mean = objective / count
+            if self._text is not None:
+                text_ids, shown, text_count = text
+                of_text = self._text.sums(text_ids, shown, seed).loss / text_count
+                mean += self._config.text_share * of_text
         self.optimizer.apply(tape.gradient(mean, self.optimizer.variables))
         return loss, correct
 
@@ -144,83 +159,7 @@ class CrossEntropyStage:
         return self._model.extract_features(pixels)
 
 
-class Sums(NamedTuple):
-    """Sums over the tokens after start and before padding, and what they are of.
-
-    Args:
-        loss: float32[].
-        correct: float32[], predictions that are right.
-        logits: float32[B, N, T - 1, V].
-        is_token: float32[B, N, T - 1], 0 for padding.
-    """
-
-    loss: tf.Tensor
-    correct: tf.Tensor
-    logits: tf.Tensor
-    is_token: tf.Tensor
-
-
-def sums(
-    model: CaptionModel,
-    encoded: tf.Tensor,
-    token_ids: tf.Tensor,
-    weights: tf.Tensor | None = None,
-    *,
-    label_smoothing: float,
-    training: bool,
-) -> Sums:
-    """Loss and right predictions.
-
-    Args:
-        model: the network.
-        encoded: float32[B, P, D], what the decoder attends to.
-        token_ids: int32[B, N, T].
-        weights: float32[B, N], how much the loss of each caption counts; all alike where there are none.
-        label_smoothing: see `smoothed_cross_entropy`.
-        training: whether dropout is on.
-    """
-    inputs, targets = token_ids[:, :, :-1], token_ids[:, :, 1:]
-    is_token = tf.cast(targets != PADDING, tf.float32)
-    # In mixed precision the network gives bfloat16, too coarse for a softmax over a vocabulary.
-    logits = tf.cast(model.decode(inputs, encoded, training=training), tf.float32)
-    losses = smoothed_cross_entropy(targets, logits, label_smoothing)
-    is_correct = tf.cast(tf.argmax(logits, -1, output_type=tf.int32) == targets, tf.float32)
-    counted = is_token if weights is None else is_token * weights[:, :, None]
-    return Sums(tf.reduce_sum(losses * counted), tf.reduce_sum(is_correct * is_token), logits, is_token)
-
-
-def disagreement(logits: tf.Tensor, is_token: tf.Tensor) -> tf.Tensor:
-    """How much two passes differ: half the sum of both Kullback-Leibler divergences, added up over tokens.
-
-    Args:
-        logits: float32[2 B, N, T, V], the two passes of an image one after the other.
-        is_token: float32[2 B, N, T], 0 for padding.
-
-    Returns:
-        float32[].
-    """
-    log_probs = tf.nn.log_softmax(logits)
-    one, other = log_probs[::2], log_probs[1::2]
-    divergences = 0.5 * tf.reduce_sum((tf.exp(one) - tf.exp(other)) * (one - other), -1)
-    return tf.reduce_sum(divergences * is_token[::2])
-
-
-def smoothed_cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:
-    """Sparse categorical cross-entropy with label smoothing.
-
-    Szegedy et al., https://arxiv.org/abs/1512.00567, section 7.
-
-    Args:
-        targets: int32[...].
-        logits: float32[..., V].
-        label_smoothing: probability spread evenly over all V.
-
-    Returns:
-        float32[...].
-    """
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-    if not label_smoothing:
-        return losses
-    # mean over V of -log p, without a second softmax.
-    spread = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
-    return (1 - label_smoothing) * losses + label_smoothing * spread
+def _endless(task: TextTask, rng: np.random.Generator) -> Iterator[TextBatch]:
+    """Its batches epoch after epoch: there may be fewer than of images."""
+    own_rng = np.random.default_rng(rng.integers(2**63))
+    return chain.from_iterable(task.batches(own_rng) for _ in repeat(None))

@@ -9,8 +9,8 @@ from batchcap.captioner.config import GenerationConfig
 from batchcap.captioner.decoding import generate
 from batchcap.captioner.model import CaptionModel
 from batchcap.captioner.tokenizer import Tokenizer
-from model_training.cross_entropy import sums
 from model_training.data_processing import ImageArrays, encode_captions, padded_length
+from model_training.losses import sums
 from model_training.metrics import bleu, cider_d
 
 _BATCH = 64
