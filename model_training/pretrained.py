@@ -21,6 +21,7 @@ import safetensors.numpy
 import typer
 
 from batchcap.captioner.backbone import build_backbone, default_image_size
+from batchcap.captioner.bundle_files import replace_file
 from batchcap.captioner.config import Backbone
 from batchcap.errors import TrainingError
 
@@ -204,7 +205,9 @@ def write_backbone_weights(backbone: keras.Model, path: Path) -> None:
 
 def _write(weights: Mapping[str, np.ndarray], path: Path) -> None:
     try:
-        safetensors.numpy.save_file({key: np.ascontiguousarray(w) for key, w in weights.items()}, path)
+        replace_file(
+            path, safetensors.numpy.save({key: np.ascontiguousarray(w) for key, w in weights.items()})
+        )
     except (OSError, safetensors.SafetensorError) as error:
         raise TrainingError(f"can't write the weights to {path}: {error}") from error
 
