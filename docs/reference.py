@@ -23,7 +23,7 @@ from sqlalchemy import CheckConstraint, Table, UniqueConstraint
 from batchcap import cli
 from batchcap.catalog import named_queries, tables
 from batchcap.parts import PART_SCHEMA, SCHEMA_VERSION
-from model_training import average, calibrate, compare, evaluate, pretrained, tune_cnn
+from model_training import calibrate, compare, evaluate, pretrained, tune_cnn
 
 ROOT = Path(__file__).parents[1]
 _WRITTEN = "<!-- Written by `python docs/generate.py`; change that. -->"
@@ -57,7 +57,7 @@ def commands_page() -> str:
         _command(f"batchcap {name}", command, function)
         for (name, command), function in zip(group.commands.items(), functions, strict=True)
     ]
-    for module in (evaluate, calibrate, compare, average, pretrained, tune_cnn):
+    for module in (evaluate, calibrate, compare, pretrained, tune_cnn):
         program = typer.Typer(add_completion=False)
         program.command()(module.main)
         sections.append(

@@ -12,7 +12,7 @@ from PIL import Image
 from batchcap.cli import app as batchcap
 from docs.generate import MADE, RENEWED, options_tables, paste
 from docs.hooks import FRONT, outside_code, targets
-from model_training import average, calibrate, compare, evaluate, pretrained, tune_cnn
+from model_training import calibrate, compare, evaluate, pretrained, tune_cnn
 from model_training.train_model import app
 from tests.conftest import COLOURS
 from tests.meteor_tables import write_package
@@ -110,7 +110,7 @@ def programs() -> dict[str, set[str]]:
         for name, command in typer.main.get_command(batchcap).commands.items()  # type: ignore[attr-defined]
     }
     found["train_model"] = typer.main.get_command(app)
-    for module in (average, evaluate, calibrate, compare, pretrained, tune_cnn):
+    for module in (evaluate, calibrate, compare, pretrained, tune_cnn):
         program = typer.Typer()
         program.command()(module.main)
         found[f"python -m {module.__name__}"] = typer.main.get_command(program)

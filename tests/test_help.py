@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from batchcap.cli import app
-from model_training import average, calibrate, compare, evaluate, pretrained, train_model, tune_cnn
+from model_training import calibrate, compare, evaluate, pretrained, train_model, tune_cnn
 
 # So wide that no line of it is broken.
 WIDTH = 2000
@@ -15,13 +15,12 @@ PROGRAMS = {
     "batchcap": app,
     "train_model": train_model.app,
     "evaluate": evaluate.app,
-    "average": typer.Typer(),
     "calibrate": typer.Typer(),
     "compare": typer.Typer(),
     "pretrained": typer.Typer(),
     "tune_cnn": typer.Typer(),
 }
-for module in (average, calibrate, compare, pretrained, tune_cnn):
+for module in (calibrate, compare, pretrained, tune_cnn):
     PROGRAMS[module.__name__.rpartition(".")[2]].command()(module.main)
 
 
