@@ -2,8 +2,9 @@
 
 With `consistency`, every batch makes two passes, which see other views of the images and drop other units,
 and which are to predict the same: R-Drop (Liang et al., https://arxiv.org/abs/2106.14448). With `consensus`,
-captions that others agree with count more; see `consensus`. With teachers, the network also learns what they
-predict; see `distillation`.
+captions that others agree with count more; see `consensus`. With `text_share`, every step takes captions
+without images as well; see `text_warmup`. With teachers, the network also learns what they predict; see
+`distillation`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -98,13 +99,15 @@ class CrossEntropyStage:
         """
         # The same for every replica, and a different one in every step.
         seed = (self._config.seed, self.optimizer.steps)
-        text = batch.text
+        of_text: tuple[tf.Tensor, ...] = ()
+        if (text := batch.text) is not None:
+            split = self._replicas.split((text.token_ids, text.shown))
+            of_text = (*split, tf.constant(text.count, tf.float32))
         loss, correct = self._step(
             *self._replicas.split((batch.inputs, batch.token_ids, batch.weights)),
             tf.constant(batch.count, tf.float32),
             tf.constant(seed, tf.int32),
-            *(self._replicas.split((text.token_ids, text.shown)) if text is not None else ()),
-            *((tf.constant(text.count, tf.float32),) if text is not None else ()),
+            *of_text,
         )
         return {"loss": float(loss), "accuracy": float(correct), "count": batch.count}
 
