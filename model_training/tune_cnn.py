@@ -54,6 +54,8 @@ _WEIGHT_DECAY = 0.01
 _CLIP_NORM = 5.0
 # The moving average of the weights goes back so far.
 _AVERAGED_EPOCHS = 0.8
+# The average of a weight that stays as it is differs from it by rounding: less of a gain is none.
+_ROUNDING = 1e-4
 # The shares of two mixed photographs come from a beta distribution with this parameter, twice.
 _MIXUP = 0.4
 
@@ -319,7 +321,7 @@ def main(
         tuned = tuner.tune(epochs=epochs, lr=lr, batch_size=batch_size)
         for epoch, (loss, score) in enumerate(tuned, start=1):
             print(f"epoch {epoch}: loss {loss:.3f}; {_said(score)}", flush=True)
-            if score.loss < best.loss:
+            if score.loss < (1 - _ROUNDING) * best.loss:
                 best, is_written = score, True
                 write_backbone_weights(cnn, output)
         if not is_written:
