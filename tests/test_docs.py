@@ -203,7 +203,7 @@ def test_every_command_of_the_training_page_runs(reader: Path) -> None:
     """In the order of the page, as a reader would."""
     commands = [made_small(command) for command in commands_in(TRAINING)[0]]
     output = run_commands(commands, reader)
-    assert len(output) == len(commands) == 12
+    assert len(output) == len(commands) == 13
     resumed = next(text for command, text in output.items() if "--resume" in command)
     assert "the run in runs/m1 is finished" in resumed
     # What the page says that a run leaves, and what later commands add.
