@@ -273,8 +273,8 @@ def test_the_schedule_ends_with_the_last_step(
     stages = []
 
     class Recorded(CrossEntropyStage):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             stages.append(self)
 
     monkeypatch.setattr(training, "CrossEntropyStage", Recorded)
