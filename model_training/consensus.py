@@ -25,8 +25,6 @@ def caption_weights(images: Sequence[CaptionedImage], consensus: float) -> list[
     Returns:
         Of each image, float32[captions].
     """
-    if not consensus:
-        return [np.ones(len(image.captions), np.float32) for image in images]
     metric = CiderD([image.captions for image in images])
     return [_weights(np.array(metric.agreement(row)), consensus) for row in range(len(images))]
 

@@ -97,6 +97,7 @@ class CrossEntropyStage:
         Returns:
             Sums over its tokens: `loss`, `accuracy` (next tokens that are the likeliest), and `count`.
         """
+        count = batch.count
         # The same for every replica, and a different one in every step.
         seed = (self._config.seed, self.optimizer.steps)
         of_text: tuple[tf.Tensor, ...] = ()
@@ -105,11 +106,11 @@ class CrossEntropyStage:
             of_text = (*split, tf.constant(text.count, tf.float32))
         loss, correct = self._step(
             *self._replicas.split((batch.inputs, batch.token_ids, batch.weights)),
-            tf.constant(batch.count, tf.float32),
+            tf.constant(count, tf.float32),
             tf.constant(seed, tf.int32),
             *of_text,
         )
-        return {"loss": float(loss), "accuracy": float(correct), "count": batch.count}
+        return {"loss": float(loss), "accuracy": float(correct), "count": count}
 
     def _step_of_replica(
         self,

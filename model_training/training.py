@@ -264,7 +264,6 @@ class _Run:
 
         def cross_entropy() -> Stage:
             token_ids = encode_captions(train_set.images, tokenizer, self.model.config.sequence_length)
-            weights = caption_weights(train_set.images, config.consensus)
             return CrossEntropyStage(
                 self.model,
                 config,
@@ -272,7 +271,7 @@ class _Run:
                 token_ids,
                 replicas,
                 teachers=self.teachers,
-                weights=weights,
+                weights=caption_weights(train_set.images, config.consensus) if config.consensus else None,
                 text=text_task() if config.text_share else None,
             )
 
