@@ -38,12 +38,13 @@ def test_sizes_are_of_an_image(database: tuple[str, list[object]]) -> None:
 
 def test_a_load_goes_on_and_is_asked(database: tuple[str, list[object]], tmp_path: Path) -> None:
     name, options = database
-    options = [*options, "--rows", 700, "--folder", tmp_path, "--queries", 8, "--search-s", 0.5]
+    options = [*options, "--rows", 700, "--folder", tmp_path, "--queries", 8]
     with pytest.raises(AssertionError, match="0 of 700 rows are there; call again"):
         run_benchmark("catalog_million", [*options, "--load-s", 0])
     captions = tmp_path / "captions.tsv"
     captions.write_text("image\tcaption\n" + "".join(f"{n}.jpg\tdog number{n} runs\n" for n in range(300)))
-    found = run_benchmark("catalog_million", [*options, "--captions", captions])
+    options = [*options, "--captions", captions]
+    found = run_benchmark("catalog_million", options)
     assert (found["database"], found["rows"], found["captions"]) == (name, 700, "captions.tsv")
     assert found["committed_per_s"] >= found["loaded_per_s"] > 0
     assert min(found[of] for of in ("catalog_bytes_per_image", "parquet_bytes_per_image", "plan_s")) > 0
