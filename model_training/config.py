@@ -63,8 +63,6 @@ class TrainConfig:
         mixed_precision: compute in bfloat16, keep weights in float32.
         text: file of captions without images, on which the decoder is warmed up.
         text_epochs: passes over them.
-        text_share: weight of text beside images in cross-entropy, whose every step then takes a batch of
-            both; 0 leaves text to the stage before.
         scst_epochs: passes of self-critical training, after the others.
         scst_lr: its peak learning rate.
         scst_samples: captions that it draws for each image.
@@ -109,7 +107,6 @@ class TrainConfig:
     mixed_precision: bool = False
     text: Path | None = None
     text_epochs: int = 1
-    text_share: float = 0.0
     scst_epochs: int = 0
     scst_lr: float = 5e-5
     scst_samples: int = 5

@@ -2,14 +2,11 @@
 
 With `consistency`, every batch makes two passes, which see other views of the images and drop other units,
 and which are to predict the same: R-Drop (Liang et al., https://arxiv.org/abs/2106.14448). With `consensus`,
-captions that others agree with count more; see `consensus`. With `text_share`, every step takes captions
-without images as well; see `text_warmup`. With teachers, the network also learns what they predict; see
-`distillation`.
+captions that others agree with count more; see `consensus`. With teachers, the network also learns what they
+predict; see `distillation`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import chain, islice, repeat
 
 import numpy as np
 import tensorflow as tf
@@ -17,12 +14,11 @@ import tensorflow as tf
 from batchcap.captioner.model import CaptionModel
 from model_training.augmentation import crop, random_boxes
 from model_training.config import TrainConfig
-from model_training.data_processing import TextBatch, TrainBatch, batches_per_epoch, train_batches
+from model_training.data_processing import TrainBatch, batches_per_epoch, train_batches
 from model_training.distillation import Teachers
 from model_training.distribution import Replicas, own_rows
 from model_training.losses import disagreement, sums
 from model_training.optimization import Optimizer, OptimizerConfig
-from model_training.text_warmup import TextTask
 
 # Training data sets have five captions an image; more are drawn from, fewer are repeated.
 CAPTIONS_PER_IMAGE = 5
@@ -39,7 +35,6 @@ class CrossEntropyStage:
         replicas: where the steps run.
         teachers: whom to learn from as well.
         weights: of each image, float32[captions], how much they count; None for all alike.
-        text: captions without images, of which every step learns a batch as well.
     """
 
     name = "xent"
@@ -53,7 +48,6 @@ class CrossEntropyStage:
         replicas: Replicas,
         teachers: Teachers | None = None,
         weights: Sequence[np.ndarray] | None = None,
-        text: TextTask | None = None,
     ) -> None:
         self.epochs = config.epochs
         self.steps_per_epoch = batches_per_epoch(
@@ -66,7 +60,6 @@ class CrossEntropyStage:
         self._weights = weights or [np.ones(len(ids), np.float32) for ids in token_ids]
         self._replicas = replicas
         self._teachers = teachers
-        self._text = text
         self._trains_cnn = config.train_cnn != "none"
         self.optimizer = Optimizer(
             model.trainable_variables,
@@ -77,8 +70,7 @@ class CrossEntropyStage:
 
     def batches(self, rng: np.random.Generator, skip: int = 0) -> Iterator[TrainBatch]:
         """The batches of one epoch, without the first `skip`."""
-        text = _endless(self._text, rng) if self._text is not None else repeat(None)
-        images = train_batches(
+        return train_batches(
             self._views,
             self._token_ids,
             self._weights,
@@ -88,8 +80,6 @@ class CrossEntropyStage:
             views_per_image=2 if self._config.consistency else 1,
             skip=skip,
         )
-        for batch, of_text in zip(images, islice(text, skip, None), strict=False):
-            yield replace(batch, text=of_text)
 
     def step(self, batch: TrainBatch) -> dict[str, float]:
         """Trains on a batch.
@@ -100,15 +90,10 @@ class CrossEntropyStage:
         count = batch.count
         # The same for every replica, and a different one in every step.
         seed = (self._config.seed, self.optimizer.steps)
-        of_text: tuple[tf.Tensor, ...] = ()
-        if (text := batch.text) is not None:
-            split = self._replicas.split((text.token_ids, text.shown))
-            of_text = (*split, tf.constant(text.count, tf.float32))
         loss, correct = self._step(
             *self._replicas.split((batch.inputs, batch.token_ids, batch.weights)),
             tf.constant(count, tf.float32),
             tf.constant(seed, tf.int32),
-            *of_text,
         )
         return {"loss": float(loss), "accuracy": float(correct), "count": count}
 
@@ -119,7 +104,6 @@ class CrossEntropyStage:
         weights: tf.Tensor,
         count: tf.Tensor,
         seed: tf.Tensor,
-        *text: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         views = inputs.shape[1]
         rows = tf.reshape(inputs, (-1, *inputs.shape[2:]))  # the views of an image follow each other
@@ -143,10 +127,6 @@ class CrossEntropyStage:
             if self._config.consistency:
                 objective += self._config.consistency * disagreement(found.logits, found.is_token)
             mean = objective / count
-            if self._text is not None:
-                text_ids, shown, text_count = text
-                of_text = self._text.sums(text_ids, shown, seed).loss / text_count
-                mean += self._config.text_share * of_text
         self.optimizer.apply(tape.gradient(mean, self.optimizer.variables))
         return loss, correct
 
@@ -161,9 +141,3 @@ class CrossEntropyStage:
             coins = own_rows(lambda rows: tf.random.stateless_uniform((rows, 1, 1, 1), seed), pixels)
             pixels = tf.where(coins < 0.5, pixels, pixels[:, :, ::-1])
         return self._model.extract_features(pixels)
-
-
-def _endless(task: TextTask, rng: np.random.Generator) -> Iterator[TextBatch]:
-    """Its batches epoch after epoch: there may be fewer than of images."""
-    own_rng = np.random.default_rng(rng.integers(2**63))
-    return chain.from_iterable(task.batches(own_rng) for _ in repeat(None))

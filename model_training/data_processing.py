@@ -56,24 +56,6 @@ class ImageArrays:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TextBatch:
-    """Captions without images, for one training step.
-
-    Args:
-        token_ids: int32[B, T], start, words, end, padding.
-        shown: int32[B, W], words of the caption, in no order; padding where there are fewer.
-    """
-
-    token_ids: np.ndarray
-    shown: np.ndarray
-
-    @property
-    def count(self) -> int:
-        """Tokens to predict."""
-        return int(np.count_nonzero(self.token_ids[:, 1:]))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class TrainBatch:
     """Captions with their images, for one training step.
 
@@ -81,13 +63,11 @@ class TrainBatch:
         inputs: uint8[B, W, image_size, image_size, 3] or float16[B, W, P, C], W views of each image.
         token_ids: int32[B, N, T], start, words, end, padding.
         weights: float32[B, N], how much each caption counts; 1 on average.
-        text: captions without images, to learn in the same step.
     """
 
     inputs: np.ndarray
     token_ids: np.ndarray
     weights: np.ndarray
-    text: TextBatch | None = None
 
     @property
     def count(self) -> int:

@@ -22,8 +22,6 @@ def check_options(config: TrainConfig) -> None:
         raise UsageError(
             "--teacher predicts from the features of a CNN that stays as it is; leave out --train_cnn"
         )
-    if config.text_share and config.text is None:
-        raise UsageError("--text_share is the weight of the captions of --text; give them, or leave it out")
     if config.scst_epochs and config.scst_samples < 2:
         raise UsageError("--scst_samples must be at least 2: captions are compared with each other")
 

@@ -164,9 +164,6 @@ def train_model(
         Path | None, _option("text", "Captions without images, to learn their language first.", _STAGES)
     ] = None,
     text_epochs: Annotated[int, _option("text_epochs", "Passes over them.", _STAGES, min=1)] = 1,
-    text_share: Annotated[
-        float, _option("text_share", "Weight of text beside images later on.", _STAGES, min=0.0)
-    ] = 0.0,
     scst_epochs: Annotated[
         int, _option("scst_epochs", "Passes of self-critical training, last.", _STAGES, min=0)
     ] = 0,

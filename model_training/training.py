@@ -45,7 +45,7 @@ from model_training.pretrained import load_backbone_weights
 from model_training.run_folder import DEV_NAMES, check_folder, clear_folder
 from model_training.samples import Sample
 from model_training.self_critical import SelfCriticalStage
-from model_training.text_warmup import TextStage, TextTask
+from model_training.text_warmup import TextStage
 from model_training.tracking import SilentTracker, Tracker, TrackerState, check_wandb, write_run_file
 
 # Dev images whose captions are shown after every epoch.
@@ -255,12 +255,9 @@ class _Run:
         names = "".join(f"{image.name}\n" for image in self.dataset.dev)
         replicas.on_chief(write_run_file, config.artifact_dir / DEV_NAMES, names.encode())
 
-        def text_task() -> TextTask:
-            texts = [*self.texts, *(caption for image in self.dataset.train for caption in image.captions)]
-            return TextTask(self.model, config, texts, tokenizer)
-
         def text() -> Stage:
-            return TextStage(self.model, config, text_task(), replicas)
+            texts = [*self.texts, *(caption for image in self.dataset.train for caption in image.captions)]
+            return TextStage(self.model, config, texts, tokenizer, replicas)
 
         def cross_entropy() -> Stage:
             token_ids = encode_captions(train_set.images, tokenizer, self.model.config.sequence_length)
@@ -272,7 +269,6 @@ class _Run:
                 replicas,
                 teachers=self.teachers,
                 weights=caption_weights(train_set.images, config.consensus) if config.consensus else None,
-                text=text_task() if config.text_share else None,
             )
 
         def self_critical() -> Stage:

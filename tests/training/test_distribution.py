@@ -28,7 +28,7 @@ from model_training.datasets import CaptionedImage
 from model_training.distribution import Replicas, own_rows, variables_of, vary_dropout
 from model_training.fine_tuning import freeze
 from model_training.self_critical import SelfCriticalStage
-from model_training.text_warmup import TextStage, TextTask
+from model_training.text_warmup import TextStage
 from tests.conftest import TINY, WORDS, DataSet
 from tests.training.test_resume import history_of, weights_of
 from tests.training.test_training import SHAPE, train
@@ -105,10 +105,9 @@ def stages(model: CaptionModel, replicas: Replicas) -> dict[str, Callable[[], An
     views = np.random.default_rng(0).normal(0, 1, (5, 2, *model.feature_shape)).astype(np.float16)
     arrays = ImageArrays(images, views, (), "made up")
     token_ids = encode_captions(images, tokenizer, model.config.sequence_length)
-    text = TextTask(model, CONFIG, TEXTS, tokenizer)
     return {
-        "text": lambda: TextStage(model, CONFIG, text, replicas),
-        "xent": lambda: CrossEntropyStage(model, CONFIG, views, token_ids, replicas, text=text),
+        "text": lambda: TextStage(model, CONFIG, TEXTS, tokenizer, replicas),
+        "xent": lambda: CrossEntropyStage(model, CONFIG, views, token_ids, replicas),
         "scst": lambda: SelfCriticalStage(model, CONFIG, arrays, tokenizer, replicas),
     }
 

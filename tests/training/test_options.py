@@ -160,7 +160,6 @@ def test_a_run_learns_from_teachers(data_set: DataSet, plain: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        ({"text_share": 0.5}, 2, "--text_share is the weight of the captions of --text"),
         ({"epochs": 0}, 2, "--epochs 0 leaves the network as it is drawn"),
         ({"init": "nowhere"}, 1, "no model at nowhere"),
         ({"text": "nowhere.tsv"}, 1, "can't read the captions"),

@@ -20,7 +20,6 @@ from tests.training.test_training import run_command, train
 OPTIONS = {
     "epochs": 2,
     "text_epochs": 1,
-    "text_share": 0.5,
     "scst_epochs": 1,
     "patience": 0,
     "warmup_steps": 2,

@@ -21,7 +21,7 @@ from model_training.distribution import Replicas
 from model_training.fine_tuning import freeze
 from model_training.losses import disagreement, smoothed_cross_entropy, sums
 from model_training.self_critical import SelfCriticalStage, draw_captions
-from model_training.text_warmup import TextStage, TextTask
+from model_training.text_warmup import TextStage
 from tests.conftest import WORDS
 from tests.training.conftest import uncompiled
 
@@ -103,7 +103,7 @@ def test_cross_entropy_falls_and_leaves_a_frozen_cnn_alone(
 def test_the_text_stage_trains_the_decoder_alone(model: CaptionModel, config: TrainConfig) -> None:
     texts = TEXTS * 20
     config = replace(config, text_epochs=10)
-    stage = TextStage(model, config, TextTask(model, config, texts, Tokenizer(WORDS)), REPLICAS)
+    stage = TextStage(model, config, texts, Tokenizer(WORDS), REPLICAS)
     losses: list[float] = []
     names = changed(model, lambda: losses.extend(run_epochs(stage, 10)))
     assert losses[-1] < 0.7 * losses[0]
@@ -116,7 +116,7 @@ def test_the_text_stage_shows_words_of_the_caption_but_not_the_most_frequent(
     model: CaptionModel, config: TrainConfig
 ) -> None:
     tokenizer = Tokenizer(WORDS)
-    stage = TextStage(model, config, TextTask(model, config, TEXTS * 20, tokenizer), REPLICAS)
+    stage = TextStage(model, config, TEXTS * 20, tokenizer, REPLICAS)
     shown: set[int] = set()
     for batch in stage.batches(np.random.default_rng(0)):
         assert len(batch.token_ids) == len(batch.shown) <= config.batch_size
@@ -125,57 +125,6 @@ def test_the_text_stage_shows_words_of_the_caption_but_not_the_most_frequent(
             shown |= set(words)
     assert shown >= set(tokenizer.encode("dog beach ball sofa", 6)[1:5].tolist())
     assert not shown & {UNKNOWN, START, END}
-
-
-def test_text_is_learnt_beside_images(model: CaptionModel, config: TrainConfig, arrays: ImageArrays) -> None:
-    """What only the text says is learnt, and the images are not forgotten."""
-    tokenizer = Tokenizer(WORDS)
-    (only_text,) = encode_captions(
-        [CaptionedImage("", ("the beach on a sofa", "a red cat sleeps"))],
-        tokenizer,
-        model.config.sequence_length,
-    )
-    config = replace(config, epochs=15, text_share=0.5)
-
-    def text_loss() -> float:
-        nothing = model.encode(np.zeros((1, *model.feature_shape), np.float32))
-        return float(sums(model, nothing, only_text[None], label_smoothing=0, training=False).loss)
-
-    found = {}
-    start = [variable.numpy() for variable in model.variables]
-    for share in (0.0, 0.5):
-        for variable, value in zip(model.variables, start, strict=True):
-            variable.assign(value)
-        task = TextTask(model, config, ["the beach on a sofa", "a red cat sleeps"] * 20, tokenizer)
-        token_ids = encode_captions(arrays.images, tokenizer, model.config.sequence_length)
-        stage = CrossEntropyStage(
-            model,
-            replace(config, text_share=share),
-            arrays.views,
-            token_ids,
-            REPLICAS,
-            text=task if share else None,
-        )
-        losses = run_epochs(stage, 15)
-        assert losses[-1] < 0.8 * losses[0]
-        found[share] = text_loss()
-    assert found[0.5] < 0.85 * found[0.0]
-
-
-def test_every_batch_of_images_has_one_of_text(
-    model: CaptionModel, config: TrainConfig, arrays: ImageArrays
-) -> None:
-    """Two of images in an epoch, one of text: it begins again. A run that was cut short finds the same."""
-    tokenizer = Tokenizer(WORDS)
-    task = TextTask(model, config, TEXTS, tokenizer)
-    token_ids = encode_captions(arrays.images, tokenizer, model.config.sequence_length)
-    stage = CrossEntropyStage(model, config, arrays.views, token_ids, REPLICAS, text=task)
-    batches = list(stage.batches(np.random.default_rng(0)))
-    assert [len(batch.text.token_ids) for batch in batches] == [len(TEXTS)] * 2
-    (left,) = stage.batches(np.random.default_rng(0), skip=1)
-    np.testing.assert_array_equal(left.token_ids, batches[1].token_ids)
-    np.testing.assert_array_equal(left.text.token_ids, batches[1].text.token_ids)
-    np.testing.assert_array_equal(left.text.shown, batches[1].text.shown)
 
 
 def test_self_critical_training_raises_the_reward(
