@@ -59,8 +59,11 @@ def _check_options(config: TrainConfig) -> None:
     path = config.artifact_dir / TRAINING
     if not path.exists():
         return
+    # A run that began before there was an option did what its default says.
+    defaults = _options(TrainConfig(config.data, config.captions))
+    del defaults["data"], defaults["captions"]
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = defaults | json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name, value in _options(config).items() if before[name] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path} is damaged: {error}; start again with --overwrite") from error

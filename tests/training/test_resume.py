@@ -13,6 +13,7 @@ import safetensors.numpy
 from batchcap.captioner.bundle import Bundle
 from model_training import training
 from model_training.checkpoint import CHECKPOINT
+from model_training.tracking import TRAINING
 from tests.conftest import DataSet
 from tests.training.test_training import run_command, train
 
@@ -136,6 +137,35 @@ def test_a_finished_run_is_not_trained_again(data_set: DataSet, uninterrupted: P
     output = train(data_set, uninterrupted, flags=["--resume"], **options_of(data_set))
     assert "is finished" in output
     assert (uninterrupted / "weights.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_run_that_knew_fewer_options_goes_on(
+    data_set: DataSet, uninterrupted: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(uninterrupted, tmp_path / "run")
+    options = json.loads((path / TRAINING).read_text())
+    del options["teachers"]
+    (path / TRAINING).write_text(json.dumps(options))
+    assert "is finished" in train(data_set, path, flags=["--resume"], **options_of(data_set))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        ("{}", "training.json is damaged: "),
+        *((text, "holds something that is no model") for text in ("", "{", "[]")),
+    ],
+)
+def test_damaged_options_are_one_line(
+    data_set: DataSet, uninterrupted: Path, tmp_path: Path, damaged: str, message: str
+) -> None:
+    path = shutil.copytree(uninterrupted, tmp_path / "run")
+    (path / TRAINING).write_text(damaged)
+    result = run_command(data_set, path, flags=["--resume"], **options_of(data_set))
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert (path / TRAINING).read_text() == damaged
 
 
 def test_resume_starts_a_run_where_there_is_none(uninterrupted: Path) -> None:
