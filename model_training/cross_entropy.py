@@ -87,7 +87,8 @@ class CrossEntropyStage:
         Returns:
             Sums over its tokens: `loss`, `accuracy` (next tokens that are the likeliest), and `count`.
         """
-        count = batch.count
+        # Each token once, however many views an image has.
+        count = int(np.count_nonzero(batch.token_ids[:, :, 1:]))
         # The same for every replica, and a different one in every step.
         seed = (self._config.seed, self.optimizer.steps)
         loss, correct = self._step(

@@ -69,11 +69,6 @@ class TrainBatch:
     token_ids: np.ndarray
     weights: np.ndarray
 
-    @property
-    def count(self) -> int:
-        """Tokens to predict, each once, however many views an image has."""
-        return int(np.count_nonzero(self.token_ids[:, :, 1:]))
-
 
 def load_pixels(
     images: Sequence[CaptionedImage], data: Path, spec: ImageSpec, cache_dir: Path
